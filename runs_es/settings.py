@@ -1,0 +1,58 @@
+"""Every setting, its default and its meaning; read from `RUNS_ES_*`, and from nowhere else.
+
+The table in README.md is checked against this class by a test.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import platformdirs
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MIB = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """Settings of one process. Durations are seconds, sizes are bytes."""
+
+    model_config = SettingsConfigDict(env_prefix="RUNS_ES_", extra="ignore")
+
+    database_url: str | None = Field(None, description="PostgreSQL URL; unset means the embedded server")
+    data_dir: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_data_dir("runs-es")),
+        description="folder of the embedded database",
+    )
+    db_schema: str = Field(
+        "runs_es",
+        pattern=r"^[a-z_][a-z0-9_]{0,40}$",
+        description="schema of the log; the queue and the checkpoints use <schema>_queue and <schema>_checkpoints",
+    )
+    read_pool_size: int = Field(8, ge=1, le=200, description="connections that read the log and the read models")
+    embedded_max_connections: int = Field(200, ge=20, description="max_connections of the embedded server")
+
+    concurrency: int = Field(10, ge=1, le=1000, description="runs a worker executes at once")
+    heartbeat_seconds: float = Field(5.0, gt=0, description="how often a worker says that it lives")
+    lease_seconds: float = Field(20.0, gt=0, description="silence after which a worker counts as lost")
+    sweep_seconds: float = Field(5.0, gt=0, description="how often lost workers and forgotten threads are looked for")
+    max_attempts: int = Field(3, ge=1, description="attempts of a run whose worker was lost, before it fails")
+    cancel_grace_seconds: float = Field(5.0, ge=0, description="time an executor has to stop when cancelled")
+    drain_seconds: float = Field(5.0, ge=0, description="time that runs have to finish after SIGTERM")
+
+    stream_heartbeat_seconds: float = Field(5.0, gt=0, description="comment line on an idle stream")
+    stream_end_event: bool = Field(True, description="send `end` as the last event of a stream")
+    send_timeout_seconds: float = Field(30.0, gt=0, description="a reader that takes nothing for so long is cut off")
+    ring_bytes: int = Field(4 * MIB, ge=0, description="encoded frames kept in memory a hot thread")
+    publish_buffer_bytes: int = Field(4 * MIB, ge=1024, description="uncommitted frames a run may hold before it waits")
+    max_frame_bytes: int = Field(16 * MIB, ge=1024, description="largest single frame or fact")
+    max_joins: int = Field(5000, ge=1, description="open streams a process")
+    max_joins_per_user: int = Field(1000, ge=1, description="open streams a user and process")
+
+    max_body_bytes: int = Field(10 * MIB, ge=1024, description="largest request body")
+    max_header_bytes: int = Field(8192, ge=256, description="largest single request header")
+    list_wait_seconds: float = Field(2.0, ge=0, description="how long a list waits for its read model to catch up")
+    user_header: str | None = Field(
+        None, description="request header, set by a trusted proxy, that names the user; unset means one user"
+    )
+    cors_origins: list[str] = Field(["*"], description="origins that browsers may call from (JSON list)")
