@@ -1,0 +1,282 @@
+"""The facts: everything that can happen to a thread and its runs, one frozen dataclass each.
+
+A fact carries all that a rebuild needs. Who did it and why stand beside it in `Provenance`, because every fact has
+them; where it stands in the log is in `Recorded`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, TypeAlias
+
+from runs_es.domain.values import (
+    CancelAction,
+    DisconnectMode,
+    EventCategory,
+    MultitaskStrategy,
+    RunScope,
+    RunStatus,
+    checked_id,
+    checked_time,
+    copied,
+)
+
+MAX_EVENT_TYPE = 32
+MAX_CATEGORY = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """Something that happened in a thread, at `occurred_at` (ISO 8601 with offset)."""
+
+    topic: ClassVar[str]
+    # Facts that change who may write raise the thread's fence; a stale worker is refused from then on.
+    raises_fence: ClassVar[bool] = False
+    category: EventCategory = field(default=EventCategory.LIFECYCLE, init=False, repr=False, compare=False)
+
+    thread_id: str
+    occurred_at: str
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name in _IDENTIFIERS:
+                self._set(item.name, checked_id(item.name, value))
+            elif item.name in _COPIED:
+                self._set(item.name, copied(value))
+            elif item.name in _ENUMS and value is not None:
+                self._set(item.name, _ENUMS[item.name](value))
+        self._set("occurred_at", checked_time("occurred_at", self.occurred_at))
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+
+_IDENTIFIERS = frozenset({"thread_id", "run_id", "assistant_id", "claim_id", "message_id"})
+_COPIED = frozenset({"metadata", "kwargs", "content", "interrupts"})
+_ENUMS: dict[str, Any] = {
+    "scope": RunScope,
+    "multitask_strategy": MultitaskStrategy,
+    "on_disconnect": DisconnectMode,
+    "action": CancelAction,
+    "status": RunStatus,
+    "category": EventCategory,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThreadCreated(Fact):
+    topic: ClassVar[str] = "thread.created"
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    user_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThreadUpdated(Fact):
+    """`metadata` is merged into the thread's, key by key."""
+
+    topic: ClassVar[str] = "thread.updated"
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThreadDeleted(Fact):
+    """A tombstone: the thread leaves every read model, its log stays."""
+
+    topic: ClassVar[str] = "thread.deleted"
+    raises_fence: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThreadErased(Fact):
+    """The last fact of a thread whose other events are erased for good; `events` says how many were."""
+
+    topic: ClassVar[str] = "thread.erased"
+    raises_fence: ClassVar[bool] = True
+    events: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFact(Fact):
+    """A fact about one run."""
+
+    run_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCreated(RunFact):
+    """A run was asked for. `due_at` (ISO 8601) delays it; `kwargs` is the request as it came."""
+
+    topic: ClassVar[str] = "run.created"
+    assistant_id: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    scope: RunScope = RunScope.STATEFUL
+    multitask_strategy: MultitaskStrategy = MultitaskStrategy.ENQUEUE
+    on_disconnect: DisconnectMode = DisconnectMode.CONTINUE
+    model_name: str | None = None
+    user_id: str | None = None
+    due_at: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunClaimed(RunFact):
+    """A worker took the run. Only the writer whose `claim_id` this is may go on writing for it."""
+
+    topic: ClassVar[str] = "run.claimed"
+    raises_fence: ClassVar[bool] = True
+    claim_id: str
+    attempt: int = 1
+    worker_id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStarted(RunFact):
+    """An attempt began to execute. `first_frame` counts the frames the thread had before it."""
+
+    topic: ClassVar[str] = "run.started"
+    attempt: int = 1
+    first_frame: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRequeued(RunFact):
+    """An attempt ended without an outcome: its worker was lost, or is shutting down."""
+
+    topic: ClassVar[str] = "run.requeued"
+    raises_fence: ClassVar[bool] = True
+    attempt: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCancelRequested(RunFact):
+    topic: ClassVar[str] = "run.cancel_requested"
+    raises_fence: ClassVar[bool] = True
+    action: CancelAction = CancelAction.INTERRUPT
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCompleted(RunFact):
+    """Success. `interrupts` is not empty when the run paused for a human: `{task_id: [{"id", "value"}]}`."""
+
+    topic: ClassVar[str] = "run.completed"
+    raises_fence: ClassVar[bool] = True
+    interrupts: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFailed(RunFact):
+    """`status` is error or timeout; `error` is the text, `error_type` the exception's class name."""
+
+    topic: ClassVar[str] = "run.failed"
+    raises_fence: ClassVar[bool] = True
+    status: RunStatus = RunStatus.ERROR
+    error: str = ""
+    error_type: str = "Error"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.status not in (RunStatus.ERROR, RunStatus.TIMEOUT):
+            raise ValueError(f"status of a failed run must be error or timeout, got {self.status}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCancelled(RunFact):
+    topic: ClassVar[str] = "run.cancelled"
+    raises_fence: ClassVar[bool] = True
+    action: CancelAction = CancelAction.INTERRUPT
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDeleted(RunFact):
+    """A tombstone: the run leaves every read model, its facts stay in the log."""
+
+    topic: ClassVar[str] = "run.deleted"
+    raises_fence: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class MessageRecorded(RunFact):
+    """A human, AI or tool message, whole. One fact an id and content: an edited message is a new fact."""
+
+    topic: ClassVar[str] = "message.recorded"
+    message_id: str
+    event_type: str = "message"
+    content: Any = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set("category", EventCategory.MESSAGE)
+        _check_length("event_type", self.event_type, MAX_EVENT_TYPE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventRecorded(RunFact):
+    """Anything else an executor wants kept: traces, outputs, subagent steps."""
+
+    topic: ClassVar[str] = "event.recorded"
+    event_type: str
+    kind: EventCategory = EventCategory.TRACE
+    content: Any = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._set("kind", EventCategory(self.kind))
+        self._set("category", self.kind)
+        _check_length("event_type", self.event_type, MAX_EVENT_TYPE)
+
+
+def _check_length(field_name: str, value: str, most: int) -> None:
+    if not isinstance(value, str) or not 1 <= len(value) <= most:
+        raise ValueError(f"{field_name} must have 1 to {most} characters, got {value!r}")
+
+
+RunEvent: TypeAlias = RunCreated | RunStarted | RunCompleted | RunFailed | RunCancelled
+TERMINAL_FACTS = (RunCompleted, RunFailed, RunCancelled)
+TERMINAL_TOPICS = frozenset(fact.topic for fact in TERMINAL_FACTS)
+FACT_TYPES: tuple[type[Fact], ...] = (
+    ThreadCreated,
+    ThreadUpdated,
+    ThreadDeleted,
+    ThreadErased,
+    RunCreated,
+    RunClaimed,
+    RunStarted,
+    RunRequeued,
+    RunCancelRequested,
+    RunCompleted,
+    RunFailed,
+    RunCancelled,
+    RunDeleted,
+    MessageRecorded,
+    EventRecorded,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """Who caused a fact, and why. `correlation_id` ties facts of one request, `causation_id` names what led here."""
+
+    actor: str | None = None
+    reason: str | None = None
+    correlation_id: str | None = None
+    causation_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """A fact as it stands in the log.
+
+    `seq` counts all events of the thread, `revision` its facts, `position` the facts of the whole store.
+    """
+
+    fact: Fact
+    seq: int
+    revision: int
+    position: int
+    recorded_at: str
+    provenance: Provenance = Provenance()

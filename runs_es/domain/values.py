@@ -1,0 +1,159 @@
+"""Identifiers, enumerations and the sequence number: the words everything else is said in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, NewType
+
+RunId = NewType("RunId", str)
+ThreadId = NewType("ThreadId", str)
+AssistantId = NewType("AssistantId", str)
+UserId = NewType("UserId", str)
+
+MAX_ID_LENGTH = 255
+
+
+def checked_id(field: str, value: object) -> str:
+    """`value` without surrounding space. Raises ValueError naming `field` when blank, no string, or unstorable."""
+    if not isinstance(value, str):
+        raise ValueError(f"{field} must be a string, not {type(value).__name__}")
+    stripped = value.strip()
+    if not stripped:
+        raise ValueError(f"{field} must not be empty")
+    if len(stripped) > MAX_ID_LENGTH:
+        raise ValueError(f"{field} must have at most {MAX_ID_LENGTH} characters")
+    if "\x00" in stripped:
+        raise ValueError(f"{field} must not contain a NUL character")
+    return stripped
+
+
+class RunStatus(StrEnum):
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCESS = "success"
+    ERROR = "error"
+    TIMEOUT = "timeout"
+    INTERRUPTED = "interrupted"
+
+    # The contract names the members in lower case; both spellings are the same object.
+    pending = PENDING
+    running = RUNNING
+    success = SUCCESS
+    error = ERROR
+    timeout = TIMEOUT
+    interrupted = INTERRUPTED
+
+
+class DisconnectMode(StrEnum):
+    CANCEL = "cancel"
+    CONTINUE = "continue"
+
+    cancel = CANCEL
+    continue_ = CONTINUE
+
+
+class RunScope(StrEnum):
+    STATEFUL = "stateful"
+    STATELESS = "stateless"
+    TEMPORARY_THREAD = "temporary_thread"
+
+    stateful = STATEFUL
+    stateless = STATELESS
+    temporary_thread = TEMPORARY_THREAD
+
+
+class MultitaskStrategy(StrEnum):
+    REJECT = "reject"
+    INTERRUPT = "interrupt"
+    ROLLBACK = "rollback"
+    ENQUEUE = "enqueue"
+
+    reject = REJECT
+    interrupt = INTERRUPT
+    rollback = ROLLBACK
+    enqueue = ENQUEUE
+
+
+class CancelAction(StrEnum):
+    INTERRUPT = "interrupt"
+    ROLLBACK = "rollback"
+
+    interrupt = INTERRUPT
+    rollback = ROLLBACK
+
+
+class ThreadStatus(StrEnum):
+    IDLE = "idle"
+    BUSY = "busy"
+    INTERRUPTED = "interrupted"
+    ERROR = "error"
+
+
+class EventCategory(StrEnum):
+    """What kind of thing a stored event is. `message` ones are eligible for message lists."""
+
+    MESSAGE = "message"
+    LIFECYCLE = "lifecycle"
+    TRACE = "trace"
+    OUTPUTS = "outputs"
+    ERROR = "error"
+    CONTEXT = "context"
+    SUBAGENT = "subagent"
+    MIDDLEWARE = "middleware"
+    WORKSPACE = "workspace"
+    STREAM = "stream"
+
+
+TERMINAL_RUN_STATUSES = frozenset({RunStatus.SUCCESS, RunStatus.ERROR, RunStatus.TIMEOUT, RunStatus.INTERRUPTED})
+
+
+def is_terminal_status(status: RunStatus | str) -> bool:
+    """Whether nothing can follow `status`. Raises ValueError for a word that is no status."""
+    return RunStatus(status) in TERMINAL_RUN_STATUSES
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class EventSeq:
+    """A thread-local sequence number. Stored events start at 1; 0 means "before the first"."""
+
+    value: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.value, bool) or not isinstance(self.value, int):
+            raise ValueError(f"EventSeq must be an integer, not {type(self.value).__name__}")
+        if self.value < 0:
+            raise ValueError(f"EventSeq must not be negative, got {self.value}")
+
+    def next(self) -> EventSeq:
+        """The number after this one."""
+        return EventSeq(self.value + 1)
+
+
+def now() -> str:
+    """The present moment, ISO 8601 with offset and microseconds."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def checked_time(field: str, value: str | datetime) -> str:
+    """`value` as ISO 8601 with an offset. Raises ValueError naming `field` when it has none or is no time."""
+    if isinstance(value, datetime):
+        moment = value
+    else:
+        try:
+            moment = datetime.fromisoformat(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"{field} must be an ISO 8601 time, got {value!r}") from None
+    if moment.tzinfo is None:
+        raise ValueError(f"{field} must carry an offset, got {value!r}")
+    return value if isinstance(value, str) else moment.isoformat(timespec="microseconds")
+
+
+def copied(value: Any) -> Any:
+    """A deep copy of JSON-like data; leaves are shared. Several times faster than `copy.deepcopy`."""
+    if isinstance(value, dict):
+        return {key: copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [copied(item) for item in value]
+    return value
