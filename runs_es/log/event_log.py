@@ -1,0 +1,136 @@
+"""The log as the rest of the store sees it: append, read, and be told of what was committed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+
+from runs_es.domain import Fact, LimitExceeded, Provenance
+from runs_es.log.append import ANONYMOUS, PAGE_TOPIC, Append, Appended, FactItem, PageItem
+from runs_es.log.hints import Hints
+from runs_es.log.pages import encode_page
+from runs_es.log.reader import LogReader, Row
+from runs_es.log.writer import LogWriter
+
+logger = logging.getLogger(__name__)
+
+OnCommit = Callable[[Sequence[tuple[Append, Appended]]], None]
+OnHints = Callable[[Mapping[str, int]], None]
+
+
+class EventLog:
+    """One per process. `url` is any PostgreSQL connection string; `schema` must be migrated."""
+
+    def __init__(
+        self, url: str, schema: str = "runs_es", *, pool_size: int = 8, max_event_bytes: int = 16 * 1024 * 1024
+    ) -> None:
+        self.url = url
+        self.schema = schema
+        self.max_event_bytes = max_event_bytes
+        self._on_commit: list[OnCommit] = []
+        self._on_hints: list[OnHints] = []
+        self._on_poll: list[Callable[[], None]] = []
+        self.reader = LogReader(url, schema, pool_size=pool_size)
+        self.writer = LogWriter(url, schema, self._committed)
+        self._hints = Hints(url, schema, self._hinted, self._poll)
+
+    def close(self) -> None:
+        """Write what is queued, then let go of every connection."""
+        self.writer.close()
+        self._hints.close()
+        self.reader.close()
+
+    def __enter__(self) -> EventLog:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def watch(
+        self,
+        *,
+        on_commit: OnCommit | None = None,
+        on_hints: OnHints | None = None,
+        on_poll: Callable[[], None] | None = None,
+    ) -> None:
+        """Be told of this process's commits, of other processes' (`{thread_id: seq}`), and every second or so.
+
+        Called in the log's own threads: return quickly and do not raise.
+        """
+        for callback, listeners in ((on_commit, self._on_commit), (on_hints, self._on_hints), (on_poll, self._on_poll)):
+            if callback is not None:
+                listeners.append(callback)  # type: ignore[arg-type]
+
+    def append(
+        self,
+        thread_id: str,
+        facts: Sequence[Fact],
+        *,
+        expected: int,
+        frames: int | None = None,
+        fence: int | None = None,
+        page: tuple[str, list[bytes]] | None = None,
+        provenance: Provenance = ANONYMOUS,
+        idempotency_key: str | None = None,
+    ) -> Future[Appended]:
+        """Append a command's facts, and behind them a `page` (run id, bodies), if the thread's revision is `expected`.
+
+        The future fails with WriteConflict where it is not. With an `idempotency_key` seen before in the thread the
+        first result comes back. Raises LimitExceeded for a fact that is too large.
+        """
+        items: list[FactItem | PageItem] = [
+            self.item(fact, provenance, idempotency_key if index == 0 else None) for index, fact in enumerate(facts)
+        ]
+        if page is not None:
+            items.append(PageItem(*page))
+        return self.writer.submit(Append(thread_id, items, expected=expected, fence=fence, frames=frames))
+
+    def item(self, fact: Fact, provenance: Provenance = ANONYMOUS, idem_key: str | None = None) -> FactItem:
+        """A fact ready to append. Raises LimitExceeded when it is too large."""
+        item = FactItem(fact, provenance, idem_key)
+        if len(item.state) > self.max_event_bytes:
+            raise LimitExceeded(
+                f"{fact.topic} of {len(item.state)} bytes is over the limit of {self.max_event_bytes}"
+                " (RUNS_ES_MAX_FRAME_BYTES)"
+            )
+        return item
+
+    def _committed(self, committed: Sequence[tuple[Append, Appended]]) -> None:
+        for listener in self._on_commit:
+            _guarded(listener, committed)
+        self._hints.send({appended.thread_id: appended.last_seq for _, appended in committed})
+
+    def _hinted(self, hints: Mapping[str, int]) -> None:
+        for listener in self._on_hints:
+            _guarded(listener, hints)
+
+    def _poll(self) -> None:
+        for listener in self._on_poll:
+            _guarded(listener)
+
+
+def _guarded(listener: Callable[..., None], *arguments: object) -> None:
+    # A listener's bug must not stop the writer: its poll will find what it missed here.
+    try:
+        listener(*arguments)
+    except Exception:
+        logger.exception("a listener of the log failed")
+
+
+def rows_of(request: Append, appended: Appended) -> list[Row]:
+    """The rows that a committed request became."""
+    rows: list[Row] = []
+    seq = appended.first_seq
+    frames = appended.frames - sum(len(item.bodies) for item in request.items if isinstance(item, PageItem))
+    for item in request.items:
+        if isinstance(item, FactItem):
+            rows.append(Row(seq, seq, item.run_id, item.fact.topic, item.state))
+            seq += 1
+        else:
+            size = len(item.bodies)
+            rows.append(
+                Row(seq, seq + size - 1, item.run_id, PAGE_TOPIC, item.state or encode_page(item.bodies), frames)
+            )
+            seq, frames = seq + size, frames + size
+    return rows

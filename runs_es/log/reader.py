@@ -1,0 +1,250 @@
+"""Reading the log: rows of a thread after a cursor, facts by revision or position, where a run begins and ends.
+
+Everything here is one short statement; a thread's events become visible in seq order, so what a read does not see yet
+comes later and never in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+from psycopg import Connection, OperationalError
+from psycopg.rows import TupleRow
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from runs_es.domain import TERMINAL_TOPICS, Fact, Provenance, Recorded, StoreUnavailable
+from runs_es.log import codec, session
+from runs_es.log.append import PAGE_TOPIC
+from runs_es.log.pages import decode_page, rendered
+
+_FACT_COLUMNS = (
+    "thread_id, run_id, topic, state, seq, revision, position, recorded_at, actor, reason, correlation_id, causation_id"
+)
+# Topics that a fold of a run's or thread's life does not need.
+CONTENT_TOPICS = ("message.recorded", "event.recorded")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A stored row as streams see it: a fact, or a page of frames. It covers seqs `first … last`."""
+
+    first: int
+    last: int
+    run_id: str | None
+    topic: str
+    state: bytes
+    first_frame: int | None = None
+
+    @property
+    def is_page(self) -> bool:
+        return self.topic == PAGE_TOPIC
+
+    @cached_property
+    def frames(self) -> list[bytes]:
+        """The page's frames as they go out, id and all; decoded and rendered once."""
+        return [rendered(body, self.first + offset) for offset, body in enumerate(decode_page(self.state))]
+
+    @cached_property
+    def joined(self) -> bytes:
+        """All frames end to end."""
+        return b"".join(self.frames)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The counters of a thread's head row."""
+
+    seq: int
+    revision: int
+    fence: int
+    frames: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunBounds:
+    """Where a run stands in its thread: seqs of its first facts; None for what has not happened."""
+
+    created: int
+    started: int | None
+    ended: int | None
+    last_started: int | None = None
+
+
+class LogReader:
+    """Reads over a small pool of connections. Synchronous: an async caller goes through a thread."""
+
+    def __init__(self, url: str, schema: str, *, pool_size: int = 8, timeout: float = 30.0) -> None:
+        self._pool: ConnectionPool[Connection[TupleRow]] = ConnectionPool(
+            url,
+            min_size=1,
+            max_size=pool_size,
+            timeout=timeout,
+            configure=partial(session.configure_reader, schema=schema),
+            kwargs={"application_name": "runs-es reader", "connect_timeout": 10},
+            check=ConnectionPool.check_connection,
+            open=True,
+            name="runs-es reader",
+        )
+
+    def close(self) -> None:
+        self._pool.close()
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection[TupleRow]]:
+        """A pooled autocommit connection. Raises StoreUnavailable when there is none in time, or it breaks."""
+        try:
+            with self._pool.connection() as connection:
+                yield connection
+        except PoolTimeout as error:
+            raise StoreUnavailable("the database does not answer, or all of read_pool_size is busy") from error
+        except OperationalError as error:
+            raise StoreUnavailable(f"the database does not answer: {error}") from error
+
+    def rows_after(self, thread_id: str, seq: int, limit: int) -> list[Row]:
+        """The thread's rows that hold anything after `seq`, in order; the first may begin before it."""
+        with self.connection() as connection:
+            rows = connection.execute(
+                "select seq, n, run_id, topic, state, first_frame from events"
+                " where thread_id = %s and seq > %s order by seq limit %s",
+                (thread_id, seq, limit),
+                binary=True,
+            ).fetchall()
+        return [Row(last - n + 1, last, run_id, topic, state, ff) for last, n, run_id, topic, state, ff in rows]
+
+    def rows_before(self, thread_id: str, seq: int, limit: int) -> list[Row]:
+        """The thread's last `limit` rows that hold anything before `seq`, in ascending order."""
+        with self.connection() as connection:
+            rows = connection.execute(
+                "(select seq, n, run_id, topic, state, first_frame from events"
+                "  where thread_id = %(t)s and seq >= %(s)s order by seq limit 1)"
+                " union all"
+                " (select seq, n, run_id, topic, state, first_frame from events"
+                "  where thread_id = %(t)s and seq < %(s)s order by seq desc limit %(l)s)",
+                {"t": thread_id, "s": seq, "l": limit},
+                binary=True,
+            ).fetchall()
+        found = [Row(last - n + 1, last, run_id, topic, state, ff) for last, n, run_id, topic, state, ff in rows]
+        return sorted((row for row in found if row.first < seq), key=lambda row: row.last)
+
+    def head(self, thread_id: str) -> Head | None:
+        with self.connection() as connection:
+            row = connection.execute(
+                "select head, revision, fence, frames from heads where thread_id = %s", (thread_id,)
+            ).fetchone()
+        return Head(*row) if row else None
+
+    def heads(self, thread_ids: Sequence[str]) -> dict[str, int]:
+        """The last seq of each of these threads."""
+        with self.connection() as connection:
+            rows = connection.execute(
+                "select thread_id, head from heads where thread_id = any(%s)", (list(thread_ids),)
+            ).fetchall()
+        return dict(rows)
+
+    def lifecycle(self, thread_id: str, after_revision: int = 0) -> tuple[Head | None, list[Recorded]]:
+        """The head row and the facts after `after_revision` but for messages and traces, of one snapshot."""
+        with self.connection() as connection:
+            rows = connection.execute(
+                f"select h.head, h.revision, h.fence, h.frames, f.* from heads h left join lateral"
+                f" (select {_FACT_COLUMNS} from events_facts f where f.thread_id = h.thread_id"
+                f"   and f.revision > %s and f.topic <> all(%s) order by f.revision) f on true where h.thread_id = %s",
+                (after_revision, list(CONTENT_TOPICS), thread_id),
+                binary=True,
+            ).fetchall()
+        if not rows:
+            return None, []
+        return Head(*rows[0][:4]), [recorded(row[4:]) for row in rows if row[4] is not None]
+
+    def run_facts(self, run_id: str, thread_id: str | None = None) -> list[Recorded]:
+        """A run's facts but for messages and traces, in order. Without `thread_id` the run is looked up."""
+        with self.connection() as connection:
+            rows = connection.execute(
+                f"select {_FACT_COLUMNS} from events_facts where run_id = %(r)s and topic <> all(%(c)s)"
+                f"   and thread_id = coalesce(%(t)s::text, (select thread_id from events_facts"
+                f"     where run_id = %(r)s and topic = 'run.created' order by position desc limit 1)) order by seq",
+                {"r": run_id, "t": thread_id, "c": list(CONTENT_TOPICS)},
+                binary=True,
+            ).fetchall()
+        return [recorded(row) for row in rows]
+
+    def bounds(self, thread_id: str, run_id: str) -> RunBounds | None:
+        """Where the run's stream begins and ends; None when there is no such run in the thread."""
+        with self.connection() as connection:
+            rows = connection.execute(
+                "select topic, min(seq), max(seq) from events_facts where thread_id = %s and run_id = %s"
+                " and topic = any(%s) group by topic",
+                (thread_id, run_id, ["run.created", "run.started", *TERMINAL_TOPICS]),
+            ).fetchall()
+        seqs = {topic: (first, last) for topic, first, last in rows}
+        if "run.created" not in seqs:
+            return None
+        started = seqs.get("run.started", (None, None))
+        ended = min((first for topic, (first, _) in seqs.items() if topic in TERMINAL_TOPICS), default=None)
+        return RunBounds(seqs["run.created"][0], started[0], ended, started[1])
+
+    def facts_after(self, position: int, limit: int) -> list[Recorded]:
+        """The store's facts after `position`, in commit order. Whoever follows this misses nothing."""
+        with self.connection() as connection:
+            return facts_after(connection, position, limit)
+
+    def facts(
+        self, thread_id: str, *, run_id: str | None = None, topics: Sequence[str] | None = None
+    ) -> list[Recorded]:
+        """All facts of a thread or of one of its runs, in order."""
+        with self.connection() as connection:
+            rows = connection.execute(
+                f"select {_FACT_COLUMNS} from events_facts where thread_id = %(t)s"
+                f" and (%(r)s::text is null or run_id = %(r)s) and (%(k)s::text[] is null or topic = any(%(k)s))"
+                f" order by seq",
+                {"t": thread_id, "r": run_id, "k": list(topics) if topics is not None else None},
+                binary=True,
+            ).fetchall()
+        return [recorded(row) for row in rows]
+
+    def last_position(self, thread_id: str | None = None) -> int:
+        """The position of the newest fact of a thread, or of the store; 0 when there is none."""
+        with self.connection() as connection:
+            if thread_id is None:
+                row = connection.execute("select max(position) from events_facts").fetchone()
+            else:
+                row = connection.execute(
+                    "select position from events_facts where thread_id = %s order by seq desc limit 1", (thread_id,)
+                ).fetchone()
+        return (row[0] if row else None) or 0
+
+    def idem_keys(self, thread_id: str, keys: Sequence[str]) -> set[str]:
+        """Those of `keys` that facts of the thread carry already."""
+        with self.connection() as connection:
+            rows = connection.execute(
+                "select idem_key from events_facts where thread_id = %s and idem_key = any(%s)",
+                (thread_id, list(keys)),
+            ).fetchall()
+        return {key for (key,) in rows}
+
+
+def facts_after(connection: Connection[Any], position: int, limit: int) -> list[Recorded]:
+    """As `LogReader.facts_after`, on the caller's connection."""
+    rows = connection.execute(
+        f"select {_FACT_COLUMNS} from events_facts where position > %s order by position limit %s",
+        (position, limit),
+        binary=True,
+    ).fetchall()
+    return [recorded(row) for row in rows]
+
+
+def recorded(row: Sequence[Any]) -> Recorded:
+    """A row of the fact columns. Raises UnknownTopic, with its position, for what this version does not know."""
+    thread_id, run_id, topic, state, seq, revision, position, at, *who = row
+    fact: Fact = codec.decode(topic, state, thread_id, run_id)
+    return Recorded(
+        fact=fact,
+        seq=seq,
+        revision=revision,
+        position=position,
+        recorded_at=at.isoformat(),
+        provenance=Provenance(actor=who[0], reason=who[1], correlation_id=who[2], causation_id=who[3]),
+    )

@@ -1,0 +1,96 @@
+"""The writer of one attempt of a run: it alone knows the fence and the frame count that its claim gave it.
+
+Frames published while a commit is under way share the next one. Once one of its requests is refused, so is all that
+it has queued and all that it will ever try.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from runs_es.domain import LeaseLost
+from runs_es.log.append import Append, Appended, FactItem, PageItem
+from runs_es.log.writer import LogWriter
+
+# A page is split here, so that a reader's step and a stored row stay bounded.
+MAX_PAGE_BYTES = 1024 * 1024
+
+
+class RunWriter:
+    """Appends pages and facts of one attempt, in the order of the calls. Callable from any thread."""
+
+    def __init__(
+        self,
+        log: LogWriter,
+        *,
+        thread_id: str,
+        run_id: str,
+        fence: int,
+        frames: int,
+        on_drained: Callable[[], None] | None = None,
+    ) -> None:
+        self.thread_id = thread_id
+        self.run_id = run_id
+        self.fence = fence
+        self.refused = False
+        self.uncommitted = 0  # bytes of frames queued and not yet durable
+        self._log = log
+        self._frames = frames
+        self._open: Append | None = None
+        self._open_bytes = 0
+        self._on_drained = on_drained
+        self._last: Future[Appended] | None = None
+        self._count = threading.Lock()
+
+    def publish(self, body: bytes) -> None:
+        """Queue one frame's body. Raises LeaseLost when this writer has been refused."""
+        with self._log.lock:
+            request = self._request()
+            last = request.items[-1] if request.items else None
+            if isinstance(last, PageItem):
+                last.bodies.append(body)
+            else:
+                request.items.append(PageItem(self.run_id, [body]))
+            self._frames += 1
+            self._open_bytes += len(body)
+            with self._count:
+                self.uncommitted += len(body)
+            self._enqueue(request)
+
+    def record(self, *facts: FactItem) -> Future[Appended]:
+        """Queue facts behind all that was published before; the future is that of the request they are in."""
+        with self._log.lock:
+            request = self._request()
+            request.items.extend(facts)
+            self._enqueue(request)
+            return request.future
+
+    def last(self) -> Future[Appended] | None:
+        """The future of the newest request: when it is done, so is everything queued so far."""
+        with self._log.lock:
+            return self._last
+
+    def _request(self) -> Append:
+        """The open request, or a new one when it was sent or is full. The caller holds the lock."""
+        if self.refused:
+            raise LeaseLost(f"run {self.run_id} is no longer this worker's to write")
+        if self._open is None or self._open.sealed or self._open_bytes >= MAX_PAGE_BYTES:
+            self._open = Append(self.thread_id, [], fence=self.fence, frames=self._frames, writer=self)
+            self._open_bytes = 0
+        return self._open
+
+    def _enqueue(self, request: Append) -> None:
+        if request.future is self._last:
+            return
+        self._last = request.future
+        request.future.add_done_callback(lambda _: self._settled(request))
+        self._log.submit_locked(request)
+
+    def _settled(self, request: Append) -> None:
+        size = sum(len(body) for item in request.items if isinstance(item, PageItem) for body in item.bodies)
+        with self._count:
+            self.uncommitted -= size
+        if self._on_drained is not None:
+            self._on_drained()

@@ -1,0 +1,320 @@
+"""Group commit: one thread, one connection, and whatever collects while a commit is under way is the next batch.
+
+No timer: an idle log commits the first request at once, a busy one grows its batches. A batch holds one request a
+thread; a request of a thread that has to wait keeps all later ones of that thread waiting behind it. Nothing is handed
+to subscribers before its commit came back.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import psycopg
+from psycopg import Connection
+from psycopg.errors import (
+    CheckViolation,
+    DeadlockDetected,
+    LockNotAvailable,
+    OperationalError,
+    QueryCanceled,
+    UniqueViolation,
+)
+from psycopg.rows import TupleRow
+
+from runs_es.domain import StoreUnavailable, WriteConflict
+from runs_es.log import append, session
+from runs_es.log.append import Append, Appended, FactItem, PageItem
+
+logger = logging.getLogger(__name__)
+
+MAX_BATCH_REQUESTS = 1000
+MAX_BATCH_BYTES = 32 * 1024 * 1024
+# Errors of a whole batch that may be one request's doing: it is tried again request by request.
+_BATCH_ERRORS = (DeadlockDetected, LockNotAvailable, UniqueViolation, CheckViolation, QueryCanceled)
+_TRIES_ALONE = 5
+
+OnCommit = Callable[[Sequence[tuple[Append, Appended]]], None]
+
+
+class LogWriter:
+    """Appends for this process. `submit` from any thread; `on_commit` is called in the writer's, in commit order."""
+
+    def __init__(self, url: str, schema: str, on_commit: OnCommit, *, reconnect_seconds: float = 30.0) -> None:
+        self._url = url
+        self._schema = schema
+        self._on_commit = on_commit
+        self._reconnect_seconds = reconnect_seconds
+        self._lock_key = session.append_lock_key(schema)
+        self._condition = threading.Condition()
+        self._queues: dict[str, deque[Append]] = {}
+        self._ready: deque[str] = deque()
+        self._closing = False
+        self._connection: Connection[TupleRow] | None = None
+        self._segment = 0
+        self._unreplicated = False
+        self._thread = threading.Thread(target=self._run, name="runs-es log writer", daemon=True)
+        self._thread.start()
+
+    @property
+    def lock(self) -> threading.Condition:
+        """Held while a request is added to or sealed; a writer that grows its open request takes it too."""
+        return self._condition
+
+    def submit(self, request: Append) -> Future[Appended]:
+        """Queue a request. The future fails with WriteConflict when the log refused it."""
+        with self._condition:
+            return self.submit_locked(request)
+
+    def submit_locked(self, request: Append) -> Future[Appended]:
+        """As `submit`, by a caller that holds `lock`."""
+        if self._closing:
+            raise StoreUnavailable("the store is closing")
+        queue = self._queues.get(request.thread_id)
+        if queue is None:
+            self._queues[request.thread_id] = deque((request,))
+            self._ready.append(request.thread_id)
+            self._condition.notify()
+        else:
+            queue.append(request)
+        return request.future
+
+    def close(self, timeout: float = 30.0) -> None:
+        """Append what is queued, then stop. Requests that cannot be appended in time fail with StoreUnavailable."""
+        with self._condition:
+            self._closing = True
+            self._condition.notify()
+        self._thread.join(timeout)
+        self._refuse_all(StoreUnavailable("the store was closed before this could be written"))
+
+    # --- the writer's thread ---
+
+    def _run(self) -> None:
+        while batch := self._next_batch():
+            try:
+                self._commit(batch)
+            except BaseException as error:
+                logger.exception("appending failed")
+                self._refuse(batch, StoreUnavailable(f"appending failed: {error}"))
+        if self._connection is not None:
+            self._connection.close()
+
+    def _next_batch(self) -> list[Append]:
+        """The first request of every waiting thread; blocks until there is one. Empty only when closing."""
+        with self._condition:
+            while not self._ready and not self._closing:
+                self._condition.wait()
+            batch: list[Append] = []
+            size = 0
+            for _ in range(len(self._ready)):
+                thread_id = self._ready.popleft()
+                queue = self._queues[thread_id]
+                request = queue.popleft()
+                append.seal(request)
+                batch.append(request)
+                size += sum(len(item.state) for item in request.items)
+                if queue:
+                    self._ready.append(thread_id)
+                else:
+                    del self._queues[thread_id]
+                if len(batch) >= MAX_BATCH_REQUESTS or size >= MAX_BATCH_BYTES:
+                    break
+            return batch
+
+    def _commit(self, batch: list[Append]) -> None:
+        try:
+            answer = self._execute(batch)
+        except _BATCH_ERRORS as error:
+            logger.info("a batch of %d was refused whole (%s): trying one by one", len(batch), error.sqlstate)
+            for request in batch:
+                self._commit_alone(request)
+        except OperationalError as error:
+            # Whether the batch landed is not known. Trying again is safe: what each request states makes a second
+            # landing impossible, and a refusal is then looked into.
+            logger.warning("the log's connection failed: %s", error)
+            self._reconnect()
+            for request in batch:
+                self._commit_alone(request, in_doubt=True)
+        else:
+            self._settle(batch, answer, in_doubt=False)
+
+    def _commit_alone(self, request: Append, *, in_doubt: bool = False) -> None:
+        for attempt in range(_TRIES_ALONE):
+            try:
+                answer = self._execute([request])
+            except _BATCH_ERRORS as error:
+                if attempt == _TRIES_ALONE - 1:
+                    self._refuse([request], StoreUnavailable(f"the log could not be written: {error}"))
+                    return
+                if isinstance(error, CheckViolation):
+                    self._read_segment()  # the one it went to was dropped
+            except OperationalError as error:
+                logger.warning("the log's connection failed: %s", error)
+                self._reconnect()
+                in_doubt = True
+            else:
+                self._settle([request], answer, in_doubt=in_doubt)
+                return
+        self._refuse([request], StoreUnavailable("the database does not stay reachable"))
+
+    def _execute(self, batch: list[Append]) -> dict[str, Appended]:
+        """Send a batch; what won, by thread."""
+        connection = self._connection or self._connect()
+        pages = [request for request in batch if request.is_page]
+        others = [request for request in batch if not request.is_page]
+        rows: list[Any] = []
+        # Facts first: if they fail, the pages were not sent and go out one by one with the rest.
+        if others:
+            parameters = append.fact_parameters(others, self._segment, self._lock_key)
+            rows += connection.execute(append.APPEND_FACTS, parameters, prepare=True, binary=True).fetchall()
+        if pages:
+            try:
+                parameters = append.page_parameters(pages, self._segment)
+                rows += connection.execute(append.APPEND_PAGES, parameters, prepare=True, binary=True).fetchall()
+            except _BATCH_ERRORS:
+                self._settle(others, _answer(others, rows), in_doubt=False)
+                for request in pages:
+                    self._commit_alone(request)
+                return {}
+        if self._unreplicated:
+            self._unreplicated = False
+            raise StoreUnavailable("the wait for the standby was cancelled: committed here, maybe not there")
+        return _answer(batch, rows)
+
+    def _settle(self, batch: Sequence[Append], answer: dict[str, Appended], *, in_doubt: bool) -> None:
+        """Tell subscribers, then the requesters. What neither won nor landed before is refused."""
+        won: list[tuple[Append, Appended]] = []
+        for request in batch:
+            if request.future.done():
+                continue
+            appended = answer.get(request.thread_id)
+            if appended is None and (in_doubt or request.idem_key):
+                appended = self._landed_before(request, in_doubt)
+            if appended is None:
+                self._refuse([request], WriteConflict(f"thread {request.thread_id} changed meanwhile"))
+            else:
+                won.append((request, appended))
+        if won:
+            self._on_commit(won)
+            for request, appended in won:
+                request.future.set_result(appended)
+
+    def _landed_before(self, request: Append, in_doubt: bool) -> Appended | None:
+        """The first result of a request that was refused because it is in the log already."""
+        assert self._connection is not None
+        first = request.items[0]
+        if isinstance(first, FactItem):
+            row = self._connection.execute(
+                "select seq, revision, position, recorded_at from events_facts"
+                " where thread_id = %s and run_id is not distinct from %s and topic = %s"
+                "   and (idem_key = %s or (%s and idem_key is null and state = %s)) order by seq desc limit 1",
+                (request.thread_id, first.run_id, first.fact.topic, first.idem_key, in_doubt, first.state),
+            ).fetchone()
+            before = 1
+        else:
+            row = self._connection.execute(
+                "select seq, null, null, recorded_at from events"
+                " where thread_id = %s and segment >= 1 and run_id = %s and first_frame = %s and state = %s",
+                (request.thread_id, first.run_id, request.frames, first.state),
+            ).fetchone()
+            before = len(first.bodies)
+        if row is None:
+            return None
+        head = self._connection.execute(
+            "select revision, fence, frames from heads where thread_id = %s", (request.thread_id,)
+        ).fetchone()
+        assert head is not None
+        first_seq = row[0] - before + 1
+        size = sum(1 if isinstance(item, FactItem) else len(item.bodies) for item in request.items)
+        revision, fence, frames = head
+        last_seq, at = first_seq + size - 1, row[3].isoformat()
+        return Appended(request.thread_id, first_seq, last_seq, revision, fence, frames, row[2], at)
+
+    def _connect(self) -> Connection[TupleRow]:
+        connection = session.connect_writer(self._url, self._schema)
+        connection.add_notice_handler(self._on_notice)
+        self._connection = connection
+        self._read_segment()
+        return connection
+
+    def _read_segment(self) -> None:
+        assert self._connection is not None
+        row = self._connection.execute("select max(segment) from segments").fetchone()
+        assert row is not None
+        self._segment = row[0]
+
+    def _reconnect(self) -> None:
+        """A new connection, tried for `reconnect_seconds`. Raises the last error when there is none by then."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        deadline = time.monotonic() + self._reconnect_seconds
+        pause = 0.05
+        while True:
+            try:
+                self._connect()
+            except psycopg.Error:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(pause)
+                pause = min(2 * pause, 1.0)
+            else:
+                return
+
+    def _on_notice(self, diagnostic: psycopg.errors.Diagnostic) -> None:
+        if "synchronous replication" in (diagnostic.message_primary or ""):
+            self._unreplicated = True
+
+    def _refuse(self, requests: Sequence[Append], error: Exception) -> None:
+        """Fail requests, and with each all that its writer has queued behind it."""
+        for request in requests:
+            behind = self._take_behind(request)
+            for each in (request, *behind):
+                if not each.future.done():
+                    each.future.set_exception(error)
+
+    def _take_behind(self, request: Append) -> list[Append]:
+        if request.writer is None:
+            return []
+        with self._condition:
+            request.writer.refused = True
+            queue = self._queues.get(request.thread_id)
+            if queue is None:
+                return []
+            behind = [each for each in queue if each.writer is request.writer]
+            kept = deque(each for each in queue if each.writer is not request.writer)
+            for each in behind:
+                each.sealed = True
+            if kept:
+                self._queues[request.thread_id] = kept
+            else:
+                del self._queues[request.thread_id]
+                self._ready.remove(request.thread_id)
+            return behind
+
+    def _refuse_all(self, error: Exception) -> None:
+        with self._condition:
+            waiting = [request for queue in self._queues.values() for request in queue]
+            self._queues.clear()
+            self._ready.clear()
+        for request in waiting:
+            if not request.future.done():
+                request.future.set_exception(error)
+
+
+def _answer(batch: Sequence[Append], rows: Sequence[Any]) -> dict[str, Appended]:
+    sizes = {
+        request.thread_id: sum(len(item.bodies) if isinstance(item, PageItem) else 1 for item in request.items)
+        for request in batch
+    }
+    return {
+        thread_id: Appended(
+            thread_id, head - sizes[thread_id] + 1, head, revision, fence, frames, position, at.isoformat()
+        )
+        for thread_id, head, revision, fence, frames, position, at in rows
+    }
