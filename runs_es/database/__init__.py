@@ -1,0 +1,75 @@
+"""The database of one process: the one it is told of, or the embedded one. Nothing here makes or changes tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+import psycopg
+
+from runs_es.database.errors import (
+    DatabaseUnavailable,
+    EmbeddedUnavailable,
+    MigrationFailed,
+    SchemaMismatch,
+)
+from runs_es.settings import Settings
+
+__all__ = [
+    "Database",
+    "DatabaseUnavailable",
+    "EmbeddedUnavailable",
+    "MigrationFailed",
+    "SchemaMismatch",
+    "open_database",
+]
+
+_CONNECT_SECONDS = 10
+_OLDEST = 14
+
+
+class Database:
+    """A database that was reached once. `close` lets go of the embedded server, if that is what it is."""
+
+    def __init__(self, url: str, close: Callable[[], None] | None = None) -> None:
+        self.url = url
+        self._close = close
+
+    def close(self) -> None:
+        if self._close is not None:
+            self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open_database(settings: Settings) -> Database:
+    """Find or start the database and see that it answers; raises DatabaseUnavailable with what to do."""
+    if settings.database_url is not None:
+        _check(settings.database_url)
+        return Database(settings.database_url)
+    if sys.platform == "win32":
+        raise DatabaseUnavailable("The embedded server does not run on Windows: set RUNS_ES_DATABASE_URL")
+    # Imported late: it needs modules that Windows lacks.
+    from runs_es.database.embedded import EmbeddedPostgres
+
+    server = EmbeddedPostgres(settings.data_dir, settings.embedded_max_connections).start()
+    return Database(server.url, server.detach)
+
+
+def _check(url: str) -> None:
+    try:
+        with psycopg.connect(url, connect_timeout=_CONNECT_SECONDS) as connection:
+            major = connection.info.server_version // 10_000
+    except psycopg.Error as error:
+        # The message of libpq names host, user and reason; the URL itself may hold a password.
+        raise DatabaseUnavailable(f"The database of RUNS_ES_DATABASE_URL cannot be reached: {error}") from error
+    if major < _OLDEST:
+        raise DatabaseUnavailable(f"The database is PostgreSQL {major}; {_OLDEST} or newer is needed")

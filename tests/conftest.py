@@ -1,0 +1,84 @@
+"""A PostgreSQL for the whole session, and for each test that asks a database of its own, cloned from a migrated one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import conninfo, sql
+
+from runs_es.database.migrate import migrate
+from runs_es.settings import Settings
+
+SCHEMA = "runs_es"
+
+
+def url_of(url: str, database: str) -> str:
+    """The same server, another database."""
+    return conninfo.make_conninfo(url, dbname=database)
+
+
+@contextmanager
+def new_database(url: str, template: str = "template0") -> Iterator[str]:
+    """The conninfo of a new database, a clone of `template`; dropped at the end whoever is still connected."""
+    name = f"test_{uuid.uuid4().hex[:16]}"
+    with psycopg.connect(url, autocommit=True) as connection:
+        create = sql.SQL("create database {} template {}")
+        connection.execute(create.format(sql.Identifier(name), sql.Identifier(template)))
+    try:
+        yield url_of(url, name)
+    finally:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
+
+
+@contextmanager
+def new_folder() -> Iterator[Path]:
+    """A temporary folder with a short path that the server's account may enter when the tests run as root."""
+    folder = Path(tempfile.mkdtemp(prefix="runs-es-")).resolve()
+    folder.chmod(0o711)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A server: `RUNS_ES_TEST_DATABASE_URL`, else an embedded one of this session. The role may create databases."""
+    given = os.environ.get("RUNS_ES_TEST_DATABASE_URL")
+    if given:
+        yield given
+        return
+    from runs_es.database.embedded import EmbeddedPostgres
+
+    with new_folder() as folder, EmbeddedPostgres(folder / "data") as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def template_database(postgres_url: str) -> Iterator[str]:
+    """The name of a migrated database that tests clone; nobody stays connected to it."""
+    with new_database(postgres_url) as url:
+        migrate(url, SCHEMA)
+        yield str(conninfo.conninfo_to_dict(url)["dbname"])
+
+
+@pytest.fixture
+def database_url(postgres_url: str, template_database: str) -> Iterator[str]:
+    """A migrated database of this test's own."""
+    with new_database(postgres_url, template_database) as url:
+        yield url
+
+
+@pytest.fixture
+def settings(database_url: str, tmp_path: Path) -> Settings:
+    """Settings that point at this test's database; change single ones with `model_copy(update=…)`."""
+    return Settings(database_url=database_url, data_dir=tmp_path, db_schema=SCHEMA)
