@@ -1,4 +1,4 @@
-"""Keys of PostgreSQL advisory locks that more than one room takes. Same inputs, same key, in every process and version."""
+"""Keys of PostgreSQL advisory locks that more than one room takes: same inputs, same key, in every process."""
 
 from __future__ import annotations
 

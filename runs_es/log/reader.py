@@ -186,6 +186,17 @@ class LogReader:
         ended = min((first for topic, (first, _) in seqs.items() if topic in TERMINAL_TOPICS), default=None)
         return RunBounds(seqs["run.created"][0], started[0], ended, started[1])
 
+    def available(self, thread_id: str, run_id: str) -> tuple[int | None, int | None]:
+        """The first and last seq of the run's stream that can still be had; None where there is nothing."""
+        with self.connection() as connection:
+            row = connection.execute(
+                "select min(seq - n + 1) filter (where segment > 0), max(seq) from events"
+                " where thread_id = %s and run_id = %s and (segment > 0 or topic = any(%s))",
+                (thread_id, run_id, list(TERMINAL_TOPICS)),
+            ).fetchone()
+        first, last = row or (None, None)
+        return (first if first is not None else last), last
+
     def facts_after(self, position: int, limit: int) -> list[Recorded]:
         """The store's facts after `position`, in commit order. Whoever follows this misses nothing."""
         with self.connection() as connection:

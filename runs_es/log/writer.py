@@ -29,7 +29,7 @@ from psycopg.rows import TupleRow
 
 from runs_es.domain import StoreUnavailable, WriteConflict
 from runs_es.log import append, session
-from runs_es.log.append import Append, Appended, FactItem, PageItem
+from runs_es.log.append import Append, Appended, PageItem
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,17 @@ MAX_BATCH_BYTES = 32 * 1024 * 1024
 # Errors of a whole batch that may be one request's doing: it is tried again request by request.
 _BATCH_ERRORS = (DeadlockDetected, LockNotAvailable, UniqueViolation, CheckViolation, QueryCanceled)
 _TRIES_ALONE = 5
+
+# Did it land? A fact's state holds its time to the microsecond, a page is asked for by the frames it begins at.
+_TRACE_KEY = "select seq, position, recorded_at from events_facts where thread_id = %s and idem_key = %s"
+_TRACE_FACT = (
+    "select seq, position, recorded_at from events_facts"
+    " where thread_id = %s and run_id is not distinct from %s and topic = %s and state = %s"
+)
+_TRACE_PAGE = (
+    "select seq, null::bigint, recorded_at from events"
+    " where thread_id = %s and segment >= 1 and run_id = %s and first_frame = %s and state = %s"
+)
 
 OnCommit = Callable[[Sequence[tuple[Append, Appended]]], None]
 
@@ -96,11 +107,11 @@ class LogWriter:
 
     def _run(self) -> None:
         while batch := self._next_batch():
-            try:
-                self._commit(batch)
-            except BaseException as error:
-                logger.exception("appending failed")
-                self._refuse(batch, StoreUnavailable(f"appending failed: {error}"))
+            pages = [request for request in batch if request.is_page]
+            others = [request for request in batch if not request.is_page]
+            for part in (others, pages):
+                if part:
+                    self._commit_or_refuse(part)
         if self._connection is not None:
             self._connection.close()
 
@@ -125,6 +136,13 @@ class LogWriter:
                 if len(batch) >= MAX_BATCH_REQUESTS or size >= MAX_BATCH_BYTES:
                     break
             return batch
+
+    def _commit_or_refuse(self, batch: list[Append]) -> None:
+        try:
+            self._commit(batch)
+        except Exception as error:
+            logger.exception("appending failed")
+            self._refuse(batch, StoreUnavailable(f"appending failed: {error}"))
 
     def _commit(self, batch: list[Append]) -> None:
         try:
@@ -163,24 +181,15 @@ class LogWriter:
         self._refuse([request], StoreUnavailable("the database does not stay reachable"))
 
     def _execute(self, batch: list[Append]) -> dict[str, Appended]:
-        """Send a batch; what won, by thread."""
+        """Send a batch of one kind, pages or not; what won, by thread."""
         connection = self._connection or self._connect()
-        pages = [request for request in batch if request.is_page]
-        others = [request for request in batch if not request.is_page]
-        rows: list[Any] = []
-        # Facts first: if they fail, the pages were not sent and go out one by one with the rest.
-        if others:
-            parameters = append.fact_parameters(others, self._segment, self._lock_key)
-            rows += connection.execute(append.APPEND_FACTS, parameters, prepare=True, binary=True).fetchall()
-        if pages:
-            try:
-                parameters = append.page_parameters(pages, self._segment)
-                rows += connection.execute(append.APPEND_PAGES, parameters, prepare=True, binary=True).fetchall()
-            except _BATCH_ERRORS:
-                self._settle(others, _answer(others, rows), in_doubt=False)
-                for request in pages:
-                    self._commit_alone(request)
-                return {}
+        parameters: tuple[object, ...]
+        if batch[0].is_page:
+            statement, parameters = append.APPEND_PAGES, append.page_parameters(batch, self._segment)
+        else:
+            statement = append.APPEND_FACTS
+            parameters = append.fact_parameters(batch, self._segment, self._lock_key)
+        rows = connection.execute(statement, parameters, prepare=True, binary=True).fetchall()
         if self._unreplicated:
             self._unreplicated = False
             raise StoreUnavailable("the wait for the standby was cancelled: committed here, maybe not there")
@@ -207,33 +216,36 @@ class LogWriter:
     def _landed_before(self, request: Append, in_doubt: bool) -> Appended | None:
         """The first result of a request that was refused because it is in the log already."""
         assert self._connection is not None
-        first = request.items[0]
-        if isinstance(first, FactItem):
-            row = self._connection.execute(
-                "select seq, revision, position, recorded_at from events_facts"
-                " where thread_id = %s and run_id is not distinct from %s and topic = %s"
-                "   and (idem_key = %s or (%s and idem_key is null and state = %s)) order by seq desc limit 1",
-                (request.thread_id, first.run_id, first.fact.topic, first.idem_key, in_doubt, first.state),
-            ).fetchone()
-            before = 1
-        else:
-            row = self._connection.execute(
-                "select seq, null, null, recorded_at from events"
-                " where thread_id = %s and segment >= 1 and run_id = %s and first_frame = %s and state = %s",
-                (request.thread_id, first.run_id, request.frames, first.state),
-            ).fetchone()
-            before = len(first.bodies)
+        offset, row = self._trace(self._connection, request, in_doubt)
         if row is None:
             return None
         head = self._connection.execute(
             "select revision, fence, frames from heads where thread_id = %s", (request.thread_id,)
         ).fetchone()
         assert head is not None
-        first_seq = row[0] - before + 1
-        size = sum(1 if isinstance(item, FactItem) else len(item.bodies) for item in request.items)
         revision, fence, frames = head
-        last_seq, at = first_seq + size - 1, row[3].isoformat()
-        return Appended(request.thread_id, first_seq, last_seq, revision, fence, frames, row[2], at)
+        first_seq = row[0] - offset
+        last_seq, at = first_seq + _size(request) - 1, row[2].isoformat()
+        return Appended(request.thread_id, first_seq, last_seq, revision, fence, frames, row[1], at)
+
+    def _trace(self, connection: Connection[TupleRow], request: Append, in_doubt: bool) -> tuple[int, TupleRow | None]:
+        """A row (seq, position, recorded_at) that the request left, and how far into the request that is."""
+        offset = 0
+        for item in request.items:
+            if isinstance(item, PageItem):
+                if in_doubt:
+                    values = (request.thread_id, item.run_id, request.frames, item.state)
+                    found = connection.execute(_TRACE_PAGE, values).fetchone()
+                    return offset + len(item.bodies) - 1, found
+                offset += len(item.bodies)
+            elif item.idem_key:
+                return offset, connection.execute(_TRACE_KEY, (request.thread_id, item.idem_key)).fetchone()
+            elif in_doubt:
+                fact_values = (request.thread_id, item.run_id, item.fact.topic, item.state)
+                return offset, connection.execute(_TRACE_FACT, fact_values).fetchone()
+            else:
+                offset += 1
+        return offset, None
 
     def _connect(self) -> Connection[TupleRow]:
         connection = session.connect_writer(self._url, self._schema)
@@ -308,13 +320,15 @@ class LogWriter:
 
 
 def _answer(batch: Sequence[Append], rows: Sequence[Any]) -> dict[str, Appended]:
-    sizes = {
-        request.thread_id: sum(len(item.bodies) if isinstance(item, PageItem) else 1 for item in request.items)
-        for request in batch
-    }
+    sizes = {request.thread_id: _size(request) for request in batch}
     return {
         thread_id: Appended(
             thread_id, head - sizes[thread_id] + 1, head, revision, fence, frames, position, at.isoformat()
         )
         for thread_id, head, revision, fence, frames, position, at in rows
     }
+
+
+def _size(request: Append) -> int:
+    """How many events a request is: a fact counts one, a page its frames."""
+    return sum(len(item.bodies) if isinstance(item, PageItem) else 1 for item in request.items)

@@ -1,0 +1,220 @@
+"""The stream of a run: one loop from a cursor, the same for replay and live.
+
+Take the channel's version, read what is after the cursor, hand it over, else wait. The version is taken before the
+read, so whatever is committed between the two ends the wait at once. There is no handover from history to live, hence
+nothing to lose or repeat in one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from runs_es.domain import TERMINAL_TOPICS, BadSequence, RunNotFound
+from runs_es.log.pages import event_of
+from runs_es.log.reader import Head, LogReader, Row, RunBounds
+from runs_es.streams.hub import Channel, Hub
+
+T = TypeVar("T")
+
+MAX_SEQ = 2**63 - 1
+READ_ROWS = 256
+READ_BYTES = 1024 * 1024
+_CURSOR = re.compile(r"(-1|[0-9]{1,19})(-0|-\*)?", re.ASCII)
+_ALWAYS_SHOWN = frozenset({"metadata", "error"})
+
+
+def parse_cursor(text: str | None) -> int:
+    """A Last-Event-ID as a seq: 0 for none, `-1` and `0`. Raises BadSequence for anything that is no cursor."""
+    if text is None:
+        return 0
+    match = _CURSOR.fullmatch(text)
+    if match is None:
+        raise BadSequence("Last-Event-ID must be -1 or a sequence number of at most 19 digits")
+    return max(int(match[1]), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """Frames of the run after the cursor: of `row`, those from index `skip` on."""
+
+    row: Row
+    skip: int
+
+    def encoded(self, modes: frozenset[str] | None = None) -> bytes:
+        """As they go out, joined. With `modes`, only frames of those, and what is always shown."""
+        if modes is None:
+            return self.row.joined if not self.skip else b"".join(self.row.frames[self.skip :])
+        return b"".join(frame for frame in self.row.frames[self.skip :] if is_shown(event_of(frame), modes))
+
+    def items(self) -> list[tuple[int, bytes]]:
+        """(seq, frame) of each."""
+        return list(enumerate(self.row.frames[self.skip :], self.row.first + self.skip))
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """Nothing happened for the interval."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The run ended; `seq` is its terminal fact's."""
+
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """What was asked for is not there, or not any more; the ids are bounds of what is. The stream ends here."""
+
+    run_id: str
+    requested: int
+    earliest: int | None
+    latest: int | None
+
+    def payload(self) -> dict[str, Any]:
+        return {
+            "code": "stream_replay_gap",
+            "run_id": self.run_id,
+            "requested_event_id": str(self.requested),
+            "earliest_available_event_id": None if self.earliest is None else str(self.earliest),
+            "latest_available_event_id": None if self.latest is None else str(self.latest),
+        }
+
+
+Step = Frames | Heartbeat | End | Gap
+
+
+def is_shown(event: str, modes: frozenset[str]) -> bool:
+    """Whether a filter by stream mode lets an event through. Subgraph namespaces and `messages/…` follow their mode."""
+    name = event.partition("|")[0].partition("/")[0]
+    if name in _ALWAYS_SHOWN or name in modes:
+        return True
+    return name == "messages" and "messages-tuple" in modes
+
+
+class RunStreams:
+    """Opens streams of runs. `threads` runs the blocking reads."""
+
+    def __init__(self, hub: Hub, reader: LogReader, threads: Executor) -> None:
+        self._hub = hub
+        self._reader = reader
+        self._threads = threads
+        self.closing = False
+
+    def close(self) -> None:
+        """End every open stream without an end: its client is to come back elsewhere."""
+        self.closing = True
+        self._hub.wake_all()
+
+    async def open(self, thread_id: str, run_id: str, after: int = 0, *, heartbeat: float = 15.0) -> RunStream:
+        """The run's events after seq `after`. Raises RunNotFound at once rather than in the stream."""
+        channel = self._hub.watch(thread_id)
+        try:
+            head, bounds = await self._call(self._locate, thread_id, run_id)
+            if head is None or bounds is None:
+                raise RunNotFound(run_id)
+        except BaseException:
+            self._hub.release(channel)
+            raise
+        return RunStream(self, channel, run_id, after, head, bounds, heartbeat)
+
+    def _locate(self, thread_id: str, run_id: str) -> tuple[Head | None, RunBounds | None]:
+        # The head first: had the run started before it was read, the bounds show it.
+        return self._reader.head(thread_id), self._reader.bounds(thread_id, run_id)
+
+    async def _call(self, function: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+
+class RunStream:
+    """One open stream. Iterate `steps` once; leave through `aclose` or the end."""
+
+    def __init__(
+        self,
+        streams: RunStreams,
+        channel: Channel,
+        run_id: str,
+        after: int,
+        head: Head,
+        bounds: RunBounds,
+        heartbeat: float,
+    ) -> None:
+        self._streams = streams
+        self._channel = channel
+        self._run_id = run_id
+        self._after = after
+        self._head = head
+        self._bounds = bounds
+        self._heartbeat = heartbeat
+        self._released = False
+
+    @property
+    def ended_at(self) -> int | None:
+        """The seq of the run's end, when it had ended as the stream was opened."""
+        return self._bounds.ended
+
+    def release(self) -> None:
+        """Give the channel back. Safe to call twice."""
+        if not self._released:
+            self._released = True
+            self._streams._hub.release(self._channel)
+
+    async def steps(self) -> AsyncIterator[Step]:
+        """Frames, heartbeats, and then `End`, or a `Gap`. Without either when the process shuts down."""
+        try:
+            async for step in self._steps():
+                yield step
+        finally:
+            self.release()
+
+    async def _steps(self) -> AsyncIterator[Step]:
+        if self._after > self._head.seq:
+            yield await self._gap()
+            return
+        ended = self._bounds.ended
+        if ended is not None and self._after >= ended:
+            yield End(ended)
+            return
+        cursor = self._start()
+        while not self._streams.closing:
+            version = self._channel.version
+            rows = await self._read(cursor)
+            for row in rows:
+                if row.first > cursor + 1:
+                    yield await self._gap()
+                    return
+                if row.run_id == self._run_id:
+                    if row.is_page:
+                        yield Frames(row, max(cursor + 1 - row.first, 0))
+                    elif row.topic in TERMINAL_TOPICS:
+                        yield End(row.last)
+                        return
+                cursor = row.last
+            if not rows and not await self._channel.changed(version, self._heartbeat):
+                yield Heartbeat()
+
+    def _start(self) -> int:
+        """Where to read from: what lies before the run's first start is other runs' business."""
+        if self._bounds.started is not None:
+            return max(self._after, self._bounds.started - 1)
+        if self._bounds.ended is not None:
+            return max(self._after, self._bounds.ended - 1)
+        return max(self._after, self._bounds.created, self._head.seq)
+
+    async def _read(self, cursor: int) -> list[Row]:
+        rows = self._channel.read(cursor, READ_ROWS)
+        if rows is None:
+            rows = await self._streams._call(
+                self._streams._reader.rows_after, self._channel.thread_id, cursor, READ_ROWS
+            )
+        return rows
+
+    async def _gap(self) -> Gap:
+        first, last = await self._streams._call(self._streams._reader.available, self._channel.thread_id, self._run_id)
+        return Gap(self._run_id, self._after, first, last)
