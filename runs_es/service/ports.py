@@ -1,0 +1,92 @@
+"""The ports of the application service: what it needs and others bring. `runs_projections` brings the readers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Protocol
+
+from runs_es.domain import CancelAction, Fact, Provenance, Run
+from runs_es.service.commands import ListRunMessagesQuery, ListRunsQuery
+from runs_es.service.views import RunMessageView, RunStreamEvent, StoredRunEvent
+
+
+class RunRepository(Protocol):
+    """Runs, one and many. Synchronous; callers on an event loop go through a thread."""
+
+    def save(self, run: Run, provenance: Provenance = ...) -> None:
+        """Append the run's pending facts. Raises WriteConflict when its thread changed in between."""
+
+    def get(self, run_id: str, *, thread_id: str | None = None, user_id: str | None = None) -> Run | None:
+        """The run as its facts tell, always current; None when absent, deleted, or another's."""
+
+    def list_by_thread(self, query: ListRunsQuery) -> list[Run]:
+        """A thread's runs from the read model, newest first; waits, bounded, until it shows the thread's newest fact."""
+
+    def delete(self, run_id: str, *, provenance: Provenance = ...) -> None:
+        """Take an ended run out of every read model. Raises RunNotFound."""
+
+    def active_threads(self) -> list[str]:
+        """Threads with a run that is pending or running, as far as the read model knows; for sweeps."""
+
+
+class RunEventLog(Protocol):
+    """Stored events of runs. Lists always come in ascending seq: `after_seq` gives the first `limit` after it,
+    `before_seq` the last `limit` before it, both the first in between, neither the latest.
+    """
+
+    def append(self, events: Sequence[Fact], provenance: Provenance = ...) -> list[StoredRunEvent]:
+        """Append facts of one thread. Raises ValueError for facts of several, WriteConflict when it keeps changing."""
+
+    def list_messages_by_run(self, query: ListRunMessagesQuery) -> list[RunMessageView]:
+        """One entry a message id, at the seq of its newest version."""
+
+    def list_events_by_run(
+        self,
+        thread_id: str,
+        run_id: str | None,
+        *,
+        after_seq: int | None = None,
+        before_seq: int | None = None,
+        limit: int = 500,
+        types: Sequence[str] | None = None,
+    ) -> list[StoredRunEvent]:
+        """Facts and frames; `run_id` None means of the whole thread. `types` are event types or categories."""
+
+
+class RunStreamBroker(Protocol):
+    """One run's stream, to publish and to subscribe to; backed by the log."""
+
+    async def publish(self, event: str, data: Any) -> None: ...
+
+    async def publish_terminal(self, event: str = "end") -> None: ...
+
+    def subscribe(
+        self, last_event_id: str | None = None, heartbeat_interval: float = 15.0
+    ) -> AsyncIterator[RunStreamEvent]: ...
+
+    async def cleanup(self, delay: float = 0.0) -> None: ...
+
+
+class RunExecutionHandle(Protocol):
+    """A run that was handed to the workers."""
+
+    @property
+    def run_id(self) -> str: ...
+
+    async def wait(self) -> None:
+        """Return once the run has ended."""
+
+
+class RunExecutionScheduler(Protocol):
+    """Says who should work. Called after the commit; losing a call costs a sweep, not a run."""
+
+    def wake(self, thread_id: str, *, due_at: str | None = None) -> None:
+        """The thread has work, now or at `due_at`. Synchronous."""
+
+
+class RunSupervisor(Protocol):
+    """Starts and stops runs that live in this process."""
+
+    async def start(self, run_id: str) -> RunExecutionHandle: ...
+
+    async def cancel(self, run_id: str, action: CancelAction) -> None: ...
