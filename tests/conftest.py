@@ -72,6 +72,20 @@ def template_database(postgres_url: str) -> Iterator[str]:
 
 
 @pytest.fixture
+def empty_database_url(postgres_url: str) -> Iterator[str]:
+    """A database of this test's own without any table."""
+    with new_database(postgres_url) as url:
+        yield url
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Like tmp_path, but with a short path and open to the account that runs a server."""
+    with new_folder() as made:
+        yield made
+
+
+@pytest.fixture
 def database_url(postgres_url: str, template_database: str) -> Iterator[str]:
     """A migrated database of this test's own."""
     with new_database(postgres_url, template_database) as url:

@@ -14,6 +14,7 @@ from runs_es.database.errors import (
     EmbeddedUnavailable,
     MigrationFailed,
     SchemaMismatch,
+    reason,
 )
 from runs_es.settings import Settings
 
@@ -69,7 +70,6 @@ def _check(url: str) -> None:
         with psycopg.connect(url, connect_timeout=_CONNECT_SECONDS) as connection:
             major = connection.info.server_version // 10_000
     except psycopg.Error as error:
-        # The message of libpq names host, user and reason; the URL itself may hold a password.
-        raise DatabaseUnavailable(f"The database of RUNS_ES_DATABASE_URL cannot be reached: {error}") from error
+        raise DatabaseUnavailable(f"The database of RUNS_ES_DATABASE_URL cannot be reached: {reason(error)}") from error
     if major < _OLDEST:
         raise DatabaseUnavailable(f"The database is PostgreSQL {major}; {_OLDEST} or newer is needed")

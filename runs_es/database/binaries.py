@@ -61,13 +61,14 @@ class Account:
         return _run(command, self).returncode == 0
 
     def own(self, folder: Path) -> None:
-        """Hand a folder of ours and all in it to this account."""
-        if not self.is_another:
+        """Hand a folder of ours and all in it to this account; what it owns already is left alone."""
+        if not self.is_another or folder.stat().st_uid == self.uid:
             return
-        os.chown(folder, self.uid, self.gid, follow_symlinks=False)
         for here, folders, files in os.walk(folder):
             for name in (*folders, *files):
                 os.chown(os.path.join(here, name), self.uid, self.gid, follow_symlinks=False)
+        # Last: until then the account cannot enter and move things under our hands, and a kill leaves work to find.
+        os.chown(folder, self.uid, self.gid, follow_symlinks=False)
 
 
 def account_for(cluster: Path) -> Account:
@@ -158,6 +159,7 @@ def environment(installation: Path | None = None) -> dict[str, str]:
 
 def _copied(wheel: Path) -> Path:
     """A copy that anyone may read and only root may write; made once a version of the wheel."""
+    package = wheel.parent
     copy = SHARED / f"postgresql-{MAJOR}-{importlib.metadata.version(WHEEL)}"
     try:
         shared_folder()
@@ -165,7 +167,12 @@ def _copied(wheel: Path) -> Path:
             if not copy.is_dir():
                 unfinished = copy.with_name(copy.name + ".unfinished")
                 shutil.rmtree(unfinished, ignore_errors=True)
-                _copy(wheel, unfinished)
+                unfinished.mkdir()
+                unfinished.chmod(0o755)
+                # Repaired wheels keep shared libraries beside the package, and look for them by relative path.
+                for part in (wheel, package / ".dylibs", package.with_name(package.name + ".libs")):
+                    if part.is_dir():
+                        _copy(part, unfinished / part.relative_to(package.parent))
                 unfinished.rename(copy)
     except OSError as error:
         raise DatabaseUnavailable(
@@ -173,7 +180,7 @@ def _copied(wheel: Path) -> Path:
             f"to {SHARED} failed ({error}): install runs-es outside a private folder, start as an ordinary user, "
             "or set RUNS_ES_DATABASE_URL"
         ) from error
-    return copy
+    return copy / wheel.relative_to(package.parent)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -182,8 +189,9 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
         target.chmod(0o755 if source.stat().st_mode & 0o100 else 0o644)
         return
-    target.mkdir()
-    target.chmod(0o755)
+    for folder in (target.parent, target):
+        folder.mkdir(exist_ok=True)
+        folder.chmod(0o755)
     for entry in source.iterdir():
         if entry.name != "include" and entry.suffix != ".a":
             _copy(entry, target / entry.name)

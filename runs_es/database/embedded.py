@@ -10,6 +10,7 @@ In the data folder (`home`, see `places.py`):
     attached     held shared by every attached process
     running      held by the server's own processes
     postgres/    the cluster; `initializing/` is one that initdb has not finished
+    runs_es.conf our settings of the server, written at every start
     socket       text: the folder of the unix socket
     server.log   what the server says
 """
@@ -23,6 +24,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -48,14 +50,15 @@ _SILENCE_SECONDS = 5.0
 _LOG_BYTES = 10 * 1024 * 1024
 _TAIL_BYTES = 2000
 
+# Beside the cluster, not in it: as root we never write where the server's account could plant a link.
 _CONF = """\
 # Written at every start. Settings of your own: ALTER SYSTEM, which wins over this file.
+include 'postgres/postgresql.conf'
 max_connections = {max_connections}
 shared_buffers = 128MB
 max_wal_size = 2GB
 wal_compression = pglz
 checkpoint_completion_target = 0.9
-unix_socket_permissions = 0700
 timezone = 'UTC'
 log_timezone = 'UTC'
 lc_messages = 'C'
@@ -63,7 +66,6 @@ log_min_messages = warning
 log_min_error_statement = fatal
 log_checkpoints = off
 """
-_CONF_NAME = "runs_es.conf"
 
 
 class EmbeddedPostgres:
@@ -115,7 +117,8 @@ class EmbeddedPostgres:
             self._home = places.home(self._data_dir)
             with locked(self.home / "starting", self._start_timeout + _INITDB_SECONDS):
                 self._attach()
-        except OSError as error:
+            self._give_back()
+        except (OSError, subprocess.SubprocessError) as error:
             raise DatabaseUnavailable(
                 f"The embedded server cannot use {self._data_dir} ({error}): set RUNS_ES_DATA_DIR to a folder of yours"
             ) from error
@@ -127,14 +130,27 @@ class EmbeddedPostgres:
         if self._attached is None:
             return
         atexit.unregister(self.detach)
-        with locked(self.home / "starting", self._start_timeout + _INITDB_SECONDS):
-            self._attached.release()
-            self._attached = None
-            last = try_lock(self.home / "attached")
-            if last is not None:
-                # Nobody can attach meanwhile: that needs `starting`.
-                self._stop()
-                last.release()
+        attached, self._attached = self._attached, None
+        try:
+            with locked(self.home / "starting", self._start_timeout + _INITDB_SECONDS):
+                attached.release()
+                last = try_lock(self.home / "attached")
+                if last is not None:
+                    # Nobody can attach meanwhile: that needs `starting`.
+                    self._stop()
+                    last.release()
+        except FileNotFoundError:  # the folder was removed under us
+            return
+        finally:
+            attached.release()
+
+    def _give_back(self) -> None:
+        """After `sudo` in somebody's folder: what root made there is theirs, or they could not start any more."""
+        owner = self.home.stat()
+        if os.geteuid() == 0 != owner.st_uid:
+            for entry in self.home.iterdir():
+                if entry.lstat().st_uid == 0:
+                    os.chown(entry, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
     def _attach(self) -> None:
         # `attached` is only ever taken under `starting`, and taken alone only there too: this cannot fail.
@@ -187,7 +203,6 @@ class EmbeddedPostgres:
         account.own(self.cluster)
         self._socket = places.socket_folder(self.home, account)
         self._clear_leftovers()
-        self._configure(account)
         self._spawn(programs, account, running)
         running.release()  # the server has its own copy now
         while self._ping() != pq.Ping.OK:
@@ -213,6 +228,7 @@ class EmbeddedPostgres:
             # Whoever reaches the socket has passed the 0700 folder it lies in.
             *("--auth-local=trust", "--auth-host=reject", "--encoding=UTF8", "--locale=C"),
             *("--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--data-checksums", "--no-instructions"),
+            "--set=unix_socket_permissions=0700",
         ]
         done = subprocess.run(
             command,
@@ -229,8 +245,6 @@ class EmbeddedPostgres:
         )
         if done.returncode != 0:
             raise DatabaseUnavailable(f"initdb failed in {self.home}:\n{(done.stdout + done.stderr)[-_TAIL_BYTES:]}")
-        with (unfinished / "postgresql.conf").open("a") as conf:
-            conf.write(f"\ninclude_if_exists = '{_CONF_NAME}'\n")
         unfinished.rename(self.cluster)
 
     def _check_version(self) -> None:
@@ -251,12 +265,12 @@ class EmbeddedPostgres:
         for leftover in (self.cluster / "postmaster.pid", socket, socket.with_name(socket.name + ".lock")):
             leftover.unlink(missing_ok=True)
 
-    def _configure(self, account: Account) -> None:
-        new = self.cluster / (_CONF_NAME + ".new")
+    def _configure(self) -> Path:
+        conf = self.home / "runs_es.conf"
+        new = conf.with_name(conf.name + ".new")
         new.write_text(_CONF.format(max_connections=self._max_connections))
-        if account.is_another:
-            os.chown(new, account.uid, account.gid)
-        new.replace(self.cluster / _CONF_NAME)
+        new.chmod(0o644)
+        return new.replace(conf)
 
     def _spawn(self, programs: Path, account: Account, running: FileLock) -> None:
         """Start the postmaster in a session of its own, as nobody's child: no Ctrl-C, no end of ours reaches it."""
@@ -264,7 +278,8 @@ class EmbeddedPostgres:
             self.log.replace(self.log.with_name("server.log.1"))
         assert self._socket is not None
         server = [programs / "bin" / "postgres", "-D", self.cluster, "-h", "", "-k", self._socket, "-p", str(PORT)]
-        with self.log.open("ab") as log:
+        server += ["-c", f"config_file={self._configure()}"]
+        with open(self.log, "ab", opener=_no_link) as log:
             # The shell leaves the server behind and ends at once, so nobody has to wait for it later.
             subprocess.run(
                 ["/bin/sh", "-c", '"$@" &', "sh", *map(str, server)],
@@ -289,6 +304,9 @@ class EmbeddedPostgres:
                 return
             time.sleep(_POLL_SECONDS)
         running.release()
+        if self._socket is not None and self._socket.parent != self.home:
+            with suppress(OSError):  # leave nothing in the temporary folder; the next start makes it anew
+                self._socket.rmdir()
 
     def _signal(self, number: signal.Signals) -> None:
         postmaster = postmaster_of(self.cluster)
@@ -332,3 +350,7 @@ class EmbeddedPostgres:
         except OSError:
             tail = ""
         return DatabaseUnavailable(f"The embedded server in {self.home} failed: {reason}. End of {self.log}:\n{tail}")
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import psycopg
+
 
 class DatabaseUnavailable(Exception):
     """The database cannot be reached, started or used as it is configured."""
@@ -23,3 +25,10 @@ class SchemaMismatch(Exception):
 
 class MigrationFailed(Exception):
     """A step was refused by the database; nothing of it was kept."""
+
+
+def reason(error: psycopg.Error) -> str:
+    """What to say of a failed connection. Of a malformed URL nothing is repeated: it may hold the password."""
+    if isinstance(error, psycopg.ProgrammingError):
+        return "it is no URL like postgresql://user:password@host/database (special characters percent-encoded)"
+    return str(error).strip()

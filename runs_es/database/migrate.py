@@ -26,7 +26,7 @@ from procrastinate.schema import SchemaManager
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from runs_es.database.errors import DatabaseUnavailable, MigrationFailed, SchemaMismatch
+from runs_es.database.errors import DatabaseUnavailable, MigrationFailed, SchemaMismatch, reason
 
 _FILE = re.compile(r"^(\d{4})_[a-z0-9_]+\.sql$")
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -34,6 +34,7 @@ _QUEUE = "procrastinate/"
 _CHECKPOINTS = "langgraph/"
 _CONNECT_SECONDS = 10
 _LOCK_SECONDS = 600.0
+_TABLE_LOCK_SECONDS = 60
 _LOCK_POLL_SECONDS = 0.05
 
 _VERSIONS = """
@@ -123,9 +124,11 @@ def _connect(url: str) -> Connection:
     try:
         # autocommit: the connection that holds the lock must not hold a snapshot, or CREATE INDEX CONCURRENTLY
         # on LangGraph's connection would wait for it for ever.
-        return psycopg.connect(url, autocommit=True, connect_timeout=_CONNECT_SECONDS)
-    except psycopg.OperationalError as error:
-        raise DatabaseUnavailable(f"The database cannot be reached: {error}") from error
+        connection = psycopg.connect(url, autocommit=True, connect_timeout=_CONNECT_SECONDS)
+    except psycopg.Error as error:
+        raise DatabaseUnavailable(f"The database cannot be reached: {reason(error)}") from error
+    connection.execute(f"set lock_timeout = '{_TABLE_LOCK_SECONDS}s'")
+    return connection
 
 
 @contextmanager
@@ -137,6 +140,8 @@ def _rights(schema: str) -> Iterator[None]:
             f"The role may not do this ({error.diag.message_primary}). It needs CREATE on the database, or the schemas "
             f"{schema}, {queue_schema(schema)} and {checkpoint_schema(schema)} made by an administrator and owned by it"
         ) from error
+    except psycopg.OperationalError as error:
+        raise DatabaseUnavailable(f"The database went away: {error}") from error
 
 
 @contextmanager
@@ -194,17 +199,22 @@ def _missing(own: list[Step], recorded: dict[str, str]) -> list[Step]:
 def _apply(connection: Connection, step: Step, target: str, schema: str, *, also: tuple[Step, ...] = ()) -> None:
     """Run one step and record it (and what it stands for) in one transaction."""
     record = sql.SQL("insert into {}.schema_versions (name, sha256, package) values (%s, %s, %s)")
+    with _told(step.name), connection.transaction():
+        connection.execute(sql.SQL("set local search_path to {}").format(sql.Identifier(target)))
+        connection.execute(step.text.encode())
+        for done in (step, *also):
+            query = record.format(sql.Identifier(schema))
+            connection.execute(query, (done.name, done.sha256, done.package))
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
     try:
-        with connection.transaction():
-            connection.execute(sql.SQL("set local search_path to {}").format(sql.Identifier(target)))
-            connection.execute(step.text.encode())
-            for done in (step, *also):
-                query = record.format(sql.Identifier(schema))
-                connection.execute(query, (done.name, done.sha256, done.package))
-    except psycopg.errors.InsufficientPrivilege:
+        yield
+    except (psycopg.errors.InsufficientPrivilege, psycopg.InterfaceError):
         raise
     except psycopg.Error as error:
-        raise MigrationFailed(f"{step.name}: {error}") from error
+        raise MigrationFailed(f"{name}: {error}") from error
 
 
 def _queue_steps() -> tuple[Step, list[Step]]:
@@ -272,7 +282,8 @@ def _migrate_checkpoints(connection: Connection, url: str, schema: str) -> list[
     target = checkpoint_schema(schema)
     _make_schema(connection, target)
     _drop_unfinished_indexes(connection, target)
-    with psycopg.connect(url, autocommit=True, row_factory=dict_row, connect_timeout=_CONNECT_SECONDS) as its_own:
+    with _told("LangGraph's tables"), psycopg.connect(url, autocommit=True, row_factory=dict_row) as its_own:
+        its_own.execute(f"set lock_timeout = '{_TABLE_LOCK_SECONDS}s'")
         its_own.execute(sql.SQL("set search_path to {}").format(sql.Identifier(target)))
         PostgresSaver(its_own).setup()
     return [f"{_CHECKPOINTS}{_version_of_checkpoints(connection, schema)}"]

@@ -12,6 +12,7 @@ import logging
 import os
 import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from runs_es.database import binaries
@@ -21,6 +22,7 @@ from runs_es.database.errors import DatabaseUnavailable
 _SOCKET_FOLDER_BYTES = 90  # of 107: the socket's own name and its lock's take the rest
 _POINTER = "relocated"
 _RECORD = "socket"
+_INSIDE = "s"
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,8 @@ def _made(data_dir: Path) -> Path:
                 data_dir.chmod(0o711)  # the account passes through to the cluster and sees nothing else
         except FileExistsError:  # another process was quicker
             pass
+    if not data_dir.is_dir():
+        raise NotADirectoryError(f"{data_dir} is no folder")
     return data_dir.resolve()
 
 
@@ -88,22 +92,28 @@ def _relocated(pointer: Path) -> Path:
 def recorded_socket_folder(home: Path) -> Path | None:
     """The folder that the last start chose: another process may have another TMPDIR."""
     try:
-        return Path(os.fsdecode((home / _RECORD).read_bytes()))
+        place = home / os.fsdecode((home / _RECORD).read_bytes())
     except FileNotFoundError:
         return None
+    # A copy of a data folder brings the record of the original, whose server is not to be taken for the copy's.
+    return place if place in (home / _INSIDE, place.with_name(_name(home))) else None
 
 
 def socket_folder(home: Path, account: Account) -> Path:
     """Choose, make and record the folder of the socket; private to `account`."""
-    name = f"runs-es-{hashlib.sha256(os.fsencode(home)).hexdigest()[:16]}"
-    for place in (home / "s", Path(tempfile.gettempdir()).resolve() / name, Path("/tmp") / name):  # noqa: S108
+    name = _name(home)
+    for place in (home / _INSIDE, Path(tempfile.gettempdir()).resolve() / name, Path("/tmp") / name):  # noqa: S108
         if _fits(place) and account.can_enter(place.parent):
             _make_private(place, account)
             new = home / f"{_RECORD}.new"
-            new.write_bytes(os.fsencode(place))
+            new.write_bytes(os.fsencode(_INSIDE if place.parent == home else place))
             new.replace(home / _RECORD)
             return place
     raise DatabaseUnavailable(f"No folder for the server's socket: {home} and the temporary folder are both unsuitable")
+
+
+def _name(home: Path) -> str:
+    return f"runs-es-{hashlib.sha256(os.fsencode(home)).hexdigest()[:16]}"
 
 
 def _fits(folder: Path) -> bool:
@@ -112,15 +122,15 @@ def _fits(folder: Path) -> bool:
 
 
 def _make_private(folder: Path, account: Account) -> None:
-    try:
+    with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-        account.own(folder)
-    except FileExistsError:
-        pass
     found = folder.lstat()
-    # The temporary folder is everybody's, so what lies there under our name need not be ours.
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != account.uid:
+    if account.is_another and stat.S_ISDIR(found.st_mode) and found.st_uid == 0:  # new, or copied as root
+        account.own(folder)
+        found = folder.lstat()
+    # The temporary folder is everybody's, so what lies there under our name need not be ours. Nothing is repaired: as
+    # root, a chmod here could be led to another file between the look and the deed.
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != account.uid or found.st_mode & 0o077:
         raise DatabaseUnavailable(
             f"{folder} should be the private folder of the server's socket, and is not: remove it"
         )
-    folder.chmod(0o700)
