@@ -64,6 +64,10 @@ from runs_es.domain.values import (
 )
 
 __all__ = [
+    "FACT_TYPES",
+    "TERMINAL_FACTS",
+    "TERMINAL_RUN_STATUSES",
+    "TERMINAL_TOPICS",
     "AssistantId",
     "AssistantNotFound",
     "BadSequence",
@@ -74,7 +78,6 @@ __all__ = [
     "EventCategory",
     "EventRecorded",
     "EventSeq",
-    "FACT_TYPES",
     "Fact",
     "InvalidRunTransition",
     "LeaseLost",
@@ -103,9 +106,6 @@ __all__ = [
     "RunStarted",
     "RunStatus",
     "StoreUnavailable",
-    "TERMINAL_FACTS",
-    "TERMINAL_RUN_STATUSES",
-    "TERMINAL_TOPICS",
     "Thread",
     "ThreadCreated",
     "ThreadDeleted",

@@ -6,6 +6,7 @@ Nothing else changes a run.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import copy
 from datetime import datetime
 from typing import Any
 
@@ -131,6 +132,12 @@ class Run:
     def is_paused(self) -> bool:
         """Whether it succeeded by stopping to ask a human."""
         return self.status is RunStatus.SUCCESS and bool(self.interrupts)
+
+    def copy(self) -> Run:
+        """A run to decide on, without pending facts. Metadata and kwargs, which never change, are shared."""
+        twin = copy(self)
+        twin._pending = []
+        return twin
 
     def pull_events(self) -> list[Fact]:
         """The facts recorded since the last call; drains them."""

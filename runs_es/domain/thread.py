@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from runs_es.domain.errors import ConflictError, RunNotFound, ThreadExists, ThreadNotFound
+from runs_es.domain.errors import ConflictError, LeaseLost, RunNotFound, ThreadExists, ThreadNotFound
 from runs_es.domain.facts import (
     Fact,
     RunCreated,
@@ -18,7 +18,17 @@ from runs_es.domain.facts import (
 )
 from runs_es.domain.policies import MultitaskDecision, MultitaskPolicy
 from runs_es.domain.run import Run
-from runs_es.domain.values import MultitaskStrategy, RunId, RunStatus, ThreadId, ThreadStatus, copied, now
+from runs_es.domain.values import (
+    CancelAction,
+    MultitaskStrategy,
+    RunId,
+    RunScope,
+    RunStatus,
+    ThreadId,
+    ThreadStatus,
+    copied,
+    now,
+)
 
 
 class Thread:
@@ -62,8 +72,60 @@ class Thread:
         self._must_exist()
         return ThreadUpdated(thread_id=self.thread_id, occurred_at=now(), metadata=dict(metadata))
 
-    def delete(self) -> ThreadDeleted:
+    def delete(self) -> list[Fact]:
+        """End what runs here and leave every read model. Raises ThreadNotFound."""
         self._must_exist()
+        ended = [fact for run in self.active.values() for fact in _ended_now(run)]
+        return [*ended, self._deleted()]
+
+    def delete_run(self, run_id: str) -> list[Fact]:
+        """Take a run out of every read model, ending it first where it has not. Its worker's next write is refused."""
+        active = self.active.get(RunId(run_id))
+        gone = RunDeleted(thread_id=self.thread_id, run_id=run_id, occurred_at=now())
+        return [*(_ended_now(active) if active else []), gone]
+
+    def cancel(self, run_id: str, action: CancelAction = CancelAction.INTERRUPT) -> list[Fact]:
+        """Stop an active run: one that nobody works on ends at once, a running one is asked to. Raises RunNotFound."""
+        run = self.run(run_id).copy()
+        run.request_cancel(action=action)
+        if run.status is RunStatus.PENDING:
+            run.mark_cancelled(action=action)
+        return self.closed(run)
+
+    def claim(self, run: Run, *, claim_id: str, worker_id: str, frames: int, max_attempts: int) -> list[Fact]:
+        """Take an active run for its next attempt. A running one has lost its worker, or nobody would ask.
+
+        The facts end with a `RunStarted`, or with a terminal fact when the run was to be cancelled or has used up its
+        attempts. `frames` is how many frames the thread has.
+        """
+        run = run.copy()
+        lost = run.status is RunStatus.RUNNING
+        if lost:
+            run.requeue()
+        if run.cancel_requested is not None:
+            run.mark_cancelled(action=run.cancel_requested)
+        elif lost and run.attempt >= max_attempts:
+            run.mark_failed(f"worker lost; gave up after {run.attempt} attempts", error_type="WorkerLost")
+        else:
+            run.mark_claimed(claim_id=claim_id, worker_id=worker_id)
+            run.mark_started(first_frame=frames)
+        return self.closed(run)
+
+    def claimed(self, run_id: str, claim_id: str) -> Run:
+        """A copy of the active run, if its last claim is this one. Raises LeaseLost."""
+        run = self.active.get(RunId(run_id))
+        if run is None or run.claim_id != claim_id:
+            raise LeaseLost(f"run {run_id} is no longer this worker's to write")
+        return run.copy()
+
+    def closed(self, run: Run) -> list[Fact]:
+        """The run's pending facts, and after a terminal one what follows: a temporary thread goes with its run."""
+        facts = run.pull_events()
+        if run.is_terminal and run.scope is RunScope.TEMPORARY_THREAD and self.exists:
+            facts.append(self._deleted())
+        return facts
+
+    def _deleted(self) -> ThreadDeleted:
         return ThreadDeleted(thread_id=self.thread_id, occurred_at=now())
 
     def admit(self, strategy: MultitaskStrategy) -> MultitaskDecision:
@@ -128,6 +190,13 @@ class Thread:
     def _must_exist(self) -> None:
         if not self.exists:
             raise ThreadNotFound(self.thread_id)
+
+
+def _ended_now(run: Run) -> list[Fact]:
+    run = run.copy()
+    run.request_cancel()
+    run.mark_cancelled()
+    return run.pull_events()
 
 
 def status_after(run: Run) -> ThreadStatus:

@@ -50,7 +50,10 @@ class PageItem:
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """What became durable. `first_seq … last_seq` are the request's items in order, a frame or a fact each."""
+    """What became durable. `first_seq … last_seq` are the request's items in order, a frame or a fact each.
+
+    `repeated` says that this is the result of an earlier request with the same idempotency key.
+    """
 
     thread_id: str
     first_seq: int
@@ -60,6 +63,7 @@ class Appended:
     frames: int
     position: int | None
     recorded_at: str
+    repeated: bool = False
 
 
 class Writer(Protocol):

@@ -44,9 +44,14 @@ class Row:
         return self.topic == PAGE_TOPIC
 
     @cached_property
+    def bodies(self) -> list[bytes]:
+        """The page's frames as stored: without their ids."""
+        return decode_page(self.state)
+
+    @cached_property
     def frames(self) -> list[bytes]:
         """The page's frames as they go out, id and all; decoded and rendered once."""
-        return [rendered(body, self.first + offset) for offset, body in enumerate(decode_page(self.state))]
+        return [rendered(body, self.first + offset) for offset, body in enumerate(self.bodies)]
 
     @cached_property
     def joined(self) -> bytes:
@@ -227,14 +232,23 @@ class LogReader:
                 ).fetchone()
         return (row[0] if row else None) or 0
 
-    def idem_keys(self, thread_id: str, keys: Sequence[str]) -> set[str]:
-        """Those of `keys` that facts of the thread carry already."""
+    def message_keys(self, thread_id: str) -> set[str]:
+        """The idempotency keys of the thread's messages: which ids with which content are recorded."""
         with self.connection() as connection:
             rows = connection.execute(
-                "select idem_key from events_facts where thread_id = %s and idem_key = any(%s)",
-                (thread_id, list(keys)),
+                "select idem_key from events_facts where thread_id = %s and topic = 'message.recorded'", (thread_id,)
             ).fetchall()
         return {key for (key,) in rows}
+
+    def by_idem_key(self, thread_id: str, key: str) -> Recorded | None:
+        """The fact that was stored under this idempotency key."""
+        with self.connection() as connection:
+            row = connection.execute(
+                f"select {_FACT_COLUMNS} from events_facts where thread_id = %s and idem_key = %s",
+                (thread_id, key),
+                binary=True,
+            ).fetchone()
+        return recorded(row) if row else None
 
 
 def facts_after(connection: Connection[Any], position: int, limit: int) -> list[Recorded]:

@@ -40,13 +40,13 @@ _BATCH_ERRORS = (DeadlockDetected, LockNotAvailable, UniqueViolation, CheckViola
 _TRIES_ALONE = 5
 
 # Did it land? A fact's state holds its time to the microsecond, a page is asked for by the frames it begins at.
-_TRACE_KEY = "select seq, position, recorded_at from events_facts where thread_id = %s and idem_key = %s"
+_TRACE_KEY = "select seq, position, recorded_at, state <> %s from events_facts where thread_id = %s and idem_key = %s"
 _TRACE_FACT = (
-    "select seq, position, recorded_at from events_facts"
+    "select seq, position, recorded_at, false from events_facts"
     " where thread_id = %s and run_id is not distinct from %s and topic = %s and state = %s"
 )
 _TRACE_PAGE = (
-    "select seq, null::bigint, recorded_at from events"
+    "select seq, null::bigint, recorded_at, false from events"
     " where thread_id = %s and segment >= 1 and run_id = %s and first_frame = %s and state = %s"
 )
 
@@ -226,10 +226,10 @@ class LogWriter:
         revision, fence, frames = head
         first_seq = row[0] - offset
         last_seq, at = first_seq + _size(request) - 1, row[2].isoformat()
-        return Appended(request.thread_id, first_seq, last_seq, revision, fence, frames, row[1], at)
+        return Appended(request.thread_id, first_seq, last_seq, revision, fence, frames, row[1], at, row[3])
 
     def _trace(self, connection: Connection[TupleRow], request: Append, in_doubt: bool) -> tuple[int, TupleRow | None]:
-        """A row (seq, position, recorded_at) that the request left, and how far into the request that is."""
+        """A row (seq, position, recorded_at, repeated) that the request left, and how far into the request it is."""
         offset = 0
         for item in request.items:
             if isinstance(item, PageItem):
@@ -239,7 +239,7 @@ class LogWriter:
                     return offset + len(item.bodies) - 1, found
                 offset += len(item.bodies)
             elif item.idem_key:
-                return offset, connection.execute(_TRACE_KEY, (request.thread_id, item.idem_key)).fetchone()
+                return offset, connection.execute(_TRACE_KEY, (item.state, request.thread_id, item.idem_key)).fetchone()
             elif in_doubt:
                 fact_values = (request.thread_id, item.run_id, item.fact.topic, item.state)
                 return offset, connection.execute(_TRACE_FACT, fact_values).fetchone()

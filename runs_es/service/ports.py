@@ -7,7 +7,8 @@ from typing import Any, Protocol
 
 from runs_es.domain import CancelAction, Fact, Provenance, Run
 from runs_es.service.commands import ListRunMessagesQuery, ListRunsQuery
-from runs_es.service.views import RunMessageView, RunStreamEvent, StoredRunEvent
+from runs_es.service.views import RunMessageView, StoredRunEvent
+from runs_es.streams.broker import RunStreamEvent
 
 
 class RunRepository(Protocol):
@@ -20,7 +21,7 @@ class RunRepository(Protocol):
         """The run as its facts tell, always current; None when absent, deleted, or another's."""
 
     def list_by_thread(self, query: ListRunsQuery) -> list[Run]:
-        """A thread's runs from the read model, newest first; waits, bounded, until it shows the thread's newest fact."""
+        """A thread's runs from the read model, newest first; waits, bounded, for the thread's newest fact."""
 
     def delete(self, run_id: str, *, provenance: Provenance = ...) -> None:
         """Take an ended run out of every read model. Raises RunNotFound."""

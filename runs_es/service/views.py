@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from runs_es.domain import MultitaskStrategy, Run, RunScope, RunStatus
-
-if TYPE_CHECKING:
-    from runs_es.streams.cursor import RunStream
+from runs_es.streams.broker import RunStreamEvent
+from runs_es.streams.cursor import RunStream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,15 +89,6 @@ class StoredRunEvent(RunMessageView):
     """Any stored event: a fact, or a streamed frame. `run_id` is empty for facts of the thread itself."""
 
     category: str
-
-
-@dataclass(frozen=True, slots=True)
-class RunStreamEvent:
-    """One event of a stream. Control events (heartbeat, gap) have an empty `id`."""
-
-    id: str
-    event: str
-    data: Any
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,6 @@ T = TypeVar("T")
 
 MAX_SEQ = 2**63 - 1
 READ_ROWS = 256
-READ_BYTES = 1024 * 1024
 _CURSOR = re.compile(r"(-1|[0-9]{1,19})(-0|-\*)?", re.ASCII)
 _ALWAYS_SHOWN = frozenset({"metadata", "error"})
 
@@ -49,11 +48,13 @@ class Frames:
         """As they go out, joined. With `modes`, only frames of those, and what is always shown."""
         if modes is None:
             return self.row.joined if not self.skip else b"".join(self.row.frames[self.skip :])
-        return b"".join(frame for frame in self.row.frames[self.skip :] if is_shown(event_of(frame), modes))
+        bodies = self.row.bodies[self.skip :]
+        shown = [is_shown(event_of(body), modes) for body in bodies]
+        return b"".join(frame for frame, show in zip(self.row.frames[self.skip :], shown, strict=True) if show)
 
     def items(self) -> list[tuple[int, bytes]]:
-        """(seq, frame) of each."""
-        return list(enumerate(self.row.frames[self.skip :], self.row.first + self.skip))
+        """(seq, body) of each."""
+        return list(enumerate(self.row.bodies[self.skip :], self.row.first + self.skip))
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +183,7 @@ class RunStream:
             yield End(ended)
             return
         cursor = self._start()
+        self._channel.heard(self._head.seq)
         while not self._streams.closing:
             version = self._channel.version
             rows = await self._read(cursor)

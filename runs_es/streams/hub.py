@@ -69,6 +69,11 @@ class Channel:
             except RuntimeError:
                 continue  # that loop has closed; nobody waits there any more
 
+    def heard(self, seq: int) -> None:
+        """`seq` is in the database already: no poll need wake anybody for it."""
+        with self._lock:
+            self.known = max(self.known, seq)
+
     async def changed(self, version: int, timeout: float) -> bool:
         """Wait until `version` is no longer current; False after `timeout` seconds."""
         loop = asyncio.get_running_loop()

@@ -1,0 +1,131 @@
+"""Deciding on a thread: fold it, let a function decide, append what it decided if nothing changed in between.
+
+A process keeps the folds of its busiest threads and reads only what is new. A kept fold is never more than a guess:
+the append states the revision it stands for, and a guess that is out of date loses and is made again.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+
+from runs_es.domain import Fact, Provenance, Thread, WriteConflict
+from runs_es.log.append import ANONYMOUS, Appended
+from runs_es.log.event_log import EventLog
+from runs_es.log.reader import Head
+
+MAX_TRIES = 200
+_NO_HEAD = Head(0, 0, 0, 0)
+
+
+@dataclass(slots=True)
+class Decision:
+    """What to append: facts, and behind them a page (run id, bodies) of a run's first frames."""
+
+    facts: Sequence[Fact]
+    page: tuple[str, list[bytes]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What was appended: nothing, when there was nothing to do or it was done under the same key before."""
+
+    facts: Sequence[Fact]
+    appended: Appended | None
+    repeated: bool = False
+
+
+Decide = Callable[[Thread, Head], Decision]
+
+
+@dataclass(slots=True)
+class _Fold:
+    thread: Thread
+    revision: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Decisions:
+    """Commands on threads, one at a time a thread and process. Synchronous; callers on a loop go through a thread."""
+
+    def __init__(self, log: EventLog, *, kept_threads: int = 2048) -> None:
+        self._log = log
+        self._kept = kept_threads
+        self._folds: OrderedDict[str, _Fold] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def make(
+        self,
+        thread_id: str,
+        decide: Decide,
+        *,
+        provenance: Provenance = ANONYMOUS,
+        idempotency_key: str | None = None,
+        guard: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> Decided:
+        """Append what `decide` answers for the thread as it is. `guard` is held while appending.
+
+        `decide` may be called several times and must not keep the thread. Whatever it raises is raised here. Raises
+        WriteConflict when other processes got in between too often.
+        """
+        if idempotency_key is not None and self._log.reader.by_idem_key(thread_id, idempotency_key) is not None:
+            return Decided((), None, repeated=True)
+        with self._fold(thread_id) as fold:
+            for attempt in range(MAX_TRIES):
+                head = self._refresh(fold)
+                decision = decide(fold.thread, head)
+                if not decision.facts:
+                    return Decided((), None)
+                try:
+                    with guard():
+                        appended = self._log.append(
+                            thread_id,
+                            decision.facts,
+                            expected=fold.revision,
+                            frames=head.frames if decision.page else None,
+                            page=decision.page,
+                            provenance=provenance,
+                            idempotency_key=idempotency_key,
+                        ).result()
+                except WriteConflict:
+                    # Other processes decide on the same thread: back off a little, more the longer it lasts.
+                    time.sleep(random.uniform(0, min(0.001 * 2 ** min(attempt, 6), 0.05)))  # noqa: S311
+                    continue
+                if appended.repeated:
+                    return Decided((), None, repeated=True)
+                for fact in decision.facts:
+                    fold.thread.apply(fact)
+                fold.revision = fold.thread.revision = appended.revision
+                return Decided(decision.facts, appended)
+        raise WriteConflict(f"thread {thread_id} is written to by too many at once; try again")
+
+    def look(self, thread_id: str) -> tuple[Thread, Head]:
+        """The thread as it is now, folded afresh for the caller to keep."""
+        head, facts = self._log.reader.lifecycle(thread_id)
+        thread = Thread.fold(thread_id, (recorded.fact for recorded in facts))
+        thread.revision = head.revision if head else 0
+        return thread, head or _NO_HEAD
+
+    def _refresh(self, fold: _Fold) -> Head:
+        head, facts = self._log.reader.lifecycle(fold.thread.thread_id, fold.revision)
+        if head is None:
+            return _NO_HEAD
+        for recorded in facts:
+            fold.thread.apply(recorded.fact)
+        fold.revision = fold.thread.revision = head.revision
+        return head
+
+    @contextmanager
+    def _fold(self, thread_id: str) -> Iterator[_Fold]:
+        with self._lock:
+            fold = self._folds.pop(thread_id, None) or _Fold(Thread(thread_id))
+            self._folds[thread_id] = fold
+            while len(self._folds) > self._kept:
+                self._folds.popitem(last=False)
+        with fold.lock:
+            yield fold
