@@ -33,14 +33,14 @@ class Settings(BaseSettings):
     embedded_max_connections: int = Field(200, ge=20, description="max_connections of the embedded server")
 
     concurrency: int = Field(10, ge=1, le=1000, description="runs a worker executes at once")
-    heartbeat_seconds: float = Field(5.0, gt=0, description="how often a worker says that it lives")
-    lease_seconds: float = Field(20.0, gt=0, description="silence after which a worker counts as lost")
-    sweep_seconds: float = Field(5.0, gt=0, description="how often lost workers and forgotten threads are looked for")
+    heartbeat_seconds: float = Field(2.0, gt=0, description="how often a worker says that it lives")
+    lease_seconds: float = Field(10.0, gt=0, description="silence after which a worker counts as lost")
+    sweep_seconds: float = Field(2.0, gt=0, description="how often lost workers and forgotten threads are looked for")
     max_attempts: int = Field(3, ge=1, description="attempts of a run whose worker was lost, before it fails")
     cancel_grace_seconds: float = Field(5.0, ge=0, description="time an executor has to stop when cancelled")
     drain_seconds: float = Field(5.0, ge=0, description="time that runs have to finish after SIGTERM")
 
-    stream_heartbeat_seconds: float = Field(5.0, gt=0, description="comment line on an idle stream")
+    stream_heartbeat_seconds: float = Field(2.0, gt=0, description="comment line on an idle stream")
     stream_end_event: bool = Field(True, description="send `end` as the last event of a stream")
     send_timeout_seconds: float = Field(30.0, gt=0, description="a reader that takes nothing for so long is cut off")
     ring_bytes: int = Field(4 * MIB, ge=0, description="encoded frames kept in memory a hot thread")

@@ -150,6 +150,14 @@ class LogReader:
             ).fetchall()
         return dict(rows)
 
+    def fences(self, thread_ids: Sequence[str]) -> dict[str, int]:
+        """The fence of each of these threads."""
+        with self.connection() as connection:
+            rows = connection.execute(
+                "select thread_id, fence from heads where thread_id = any(%s)", (list(thread_ids),)
+            ).fetchall()
+        return dict(rows)
+
     def lifecycle(self, thread_id: str, after_revision: int = 0) -> tuple[Head | None, list[Recorded]]:
         """The head row and the facts after `after_revision` but for messages and traces, of one snapshot."""
         with self.connection() as connection:

@@ -19,7 +19,10 @@ MAX_PAGE_BYTES = 1024 * 1024
 
 
 class RunWriter:
-    """Appends pages and facts of one attempt, in the order of the calls. Callable from any thread."""
+    """Appends pages and facts of one attempt, in the order of the calls. Callable from any thread.
+
+    `on_settled(refused)` is called in the log's thread whenever one of its requests is decided.
+    """
 
     def __init__(
         self,
@@ -29,7 +32,7 @@ class RunWriter:
         run_id: str,
         fence: int,
         frames: int,
-        on_drained: Callable[[], None] | None = None,
+        on_settled: Callable[[bool], None] | None = None,
     ) -> None:
         self.thread_id = thread_id
         self.run_id = run_id
@@ -40,7 +43,7 @@ class RunWriter:
         self._frames = frames
         self._open: Append | None = None
         self._open_bytes = 0
-        self._on_drained = on_drained
+        self._on_settled = on_settled
         self._last: Future[Appended] | None = None
         self._count = threading.Lock()
 
@@ -92,5 +95,5 @@ class RunWriter:
         size = sum(len(body) for item in request.items if isinstance(item, PageItem) for body in item.bodies)
         with self._count:
             self.uncommitted -= size
-        if self._on_drained is not None:
-            self._on_drained()
+        if self._on_settled is not None:
+            self._on_settled(request.future.exception() is not None)

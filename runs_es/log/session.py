@@ -47,7 +47,7 @@ def connect_writer(url: str, schema: str) -> Connection[TupleRow]:
 def configure_reader(connection: Connection[Any], schema: str) -> None:
     """Set up a pooled connection that reads."""
     connection.autocommit = True
-    _configure(connection, schema, {"statement_timeout": "60s", "jit": "off"})
+    _configure(connection, schema, {"statement_timeout": "60s", "lock_timeout": "8s", "jit": "off"})
 
 
 def _configure(connection: Connection[Any], schema: str, settings: dict[str, str]) -> None:

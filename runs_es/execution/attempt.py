@@ -1,0 +1,160 @@
+"""One attempt of one run: what its executor writes through, and how it learns that the run is no longer its own."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping
+from concurrent.futures import Future
+from typing import Any
+
+import orjson
+
+from runs_es.domain import (
+    EventCategory,
+    EventRecorded,
+    LeaseLost,
+    LimitExceeded,
+    MessageRecorded,
+    Provenance,
+    Run,
+    WriteConflict,
+    now,
+)
+from runs_es.log.append import Appended, FactItem
+from runs_es.log.event_log import EventLog
+from runs_es.log.pages import frame
+from runs_es.log.run_writer import RunWriter
+
+_OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
+
+
+class Attempt:
+    """The `ActiveRun` of an executor. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        log: EventLog,
+        run: Run,
+        claim_id: str,
+        appended: Appended,
+        *,
+        provenance: Provenance,
+        buffer_bytes: int,
+    ) -> None:
+        self._log = log
+        self._run = run
+        self._claim_id = claim_id
+        self._provenance = provenance
+        self._buffer_bytes = buffer_bytes
+        self._loop = asyncio.get_running_loop()
+        self._drained = asyncio.Event()
+        self._seen: set[str] | None = None
+        self.disturbed = asyncio.Event()  # somebody raised the fence: fold again
+        self.writer = RunWriter(
+            log.writer,
+            thread_id=run.thread_id,
+            run_id=run.run_id,
+            fence=appended.fence,
+            frames=appended.frames,
+            on_settled=self._on_settled,
+        )
+
+    @property
+    def run(self) -> Run:
+        return self._run
+
+    @property
+    def attempt(self) -> int:
+        return self._run.attempt
+
+    @property
+    def fence(self) -> int:
+        return self.writer.fence
+
+    @property
+    def claim_id(self) -> str:
+        return self._claim_id
+
+    async def publish(self, event: str, data: Any) -> None:
+        """Stream one frame; waits only when too much is not yet committed. Raises LeaseLost, LimitExceeded."""
+        encoded = data if isinstance(data, bytes) else orjson.dumps(data, option=_OPTIONS)
+        body = frame(event, encoded)
+        if len(body) > self._log.max_event_bytes:
+            raise LimitExceeded(
+                f"a frame of {len(body)} bytes is over the limit of {self._log.max_event_bytes}"
+                " (RUNS_ES_MAX_FRAME_BYTES)"
+            )
+        while self.writer.uncommitted > self._buffer_bytes:
+            self._drained.clear()
+            await self._drained.wait()
+        self.writer.publish(body)
+
+    async def record_message(self, message: Mapping[str, Any]) -> None:
+        """Record a message once an id and content in the thread. Raises ValueError when it has no id."""
+        message_id = str(message.get("id") or "")
+        content = orjson.dumps(message, option=_OPTIONS | orjson.OPT_SORT_KEYS)
+        key = f"message:{message_id}:{hashlib.blake2b(content, digest_size=12).hexdigest()}"
+        if self._seen is None:
+            self._seen = await asyncio.to_thread(self._log.reader.message_keys, self._run.thread_id)
+        if key in self._seen:
+            return
+        fact = MessageRecorded(
+            thread_id=self._run.thread_id,
+            run_id=self._run.run_id,
+            occurred_at=now(),
+            message_id=message_id,
+            event_type=str(message.get("type") or "message")[:32],
+            content=orjson.loads(orjson.dumps(message, option=_OPTIONS)),
+        )
+        self.record(self._log.item(fact, self._provenance, key))
+        self._seen.add(key)
+
+    async def record_event(
+        self, event_type: str, category: str, content: Any, metadata: Mapping[str, Any] | None = None
+    ) -> None:
+        """Record anything else as a fact. Raises ValueError for an unknown category or a long type."""
+        fact = EventRecorded(
+            thread_id=self._run.thread_id,
+            run_id=self._run.run_id,
+            occurred_at=now(),
+            event_type=event_type,
+            kind=EventCategory(category),
+            content=content,
+            metadata=dict(metadata or {}),
+        )
+        # A key of its own, so that a retry after a lost acknowledgement cannot land it twice.
+        key = f"event:{self._claim_id}:{fact.occurred_at}:{id(fact)}"
+        self.record(self._log.item(fact, self._provenance, key))
+
+    def record(self, *facts: FactItem) -> Future[Appended]:
+        """Queue facts behind everything published. The future fails with WriteConflict when refused."""
+        return self.writer.record(*facts)
+
+    async def flush(self) -> None:
+        """Wait until everything so far is durable. Raises LeaseLost when the log refused it."""
+        last = self.writer.last()
+        if last is None:
+            return
+        try:
+            await asyncio.shield(asyncio.wrap_future(last))
+        except WriteConflict as error:
+            raise LeaseLost(str(error)) from error
+
+    def disturb(self) -> None:
+        """The thread's fence may have been raised. From any thread."""
+        try:
+            self._loop.call_soon_threadsafe(self.disturbed.set)
+        except RuntimeError:
+            return  # the loop has ended, and the attempt with it
+
+    def _on_settled(self, refused: bool) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._wake, refused)
+        except RuntimeError:
+            return
+
+    def _wake(self, refused: bool) -> None:
+        self._drained.set()
+        if refused:
+            self.disturbed.set()

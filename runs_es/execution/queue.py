@@ -1,0 +1,161 @@
+"""The job queue: says who should work on which thread. `procrastinate` on the same database.
+
+A job means "thread T has work" and nothing more; what that work is stands in the log. Its lock keeps two workers off
+one thread, but correctness does not rest on it: who may write is decided by the log's fence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import datetime
+
+import procrastinate
+from procrastinate import exceptions
+from procrastinate.jobs import Status
+
+logger = logging.getLogger(__name__)
+
+QUEUE = "runs"
+ADVANCE = "runs_es.advance"
+WAKE = "runs_es.wake"
+_POLL_SECONDS = 2.0
+
+Advance = Callable[[str], Awaitable[None]]
+
+
+def _connection_options(schema: str) -> dict[str, object]:
+    return {"options": f"-c search_path={schema}_queue", "application_name": "runs-es queue", "connect_timeout": 10}
+
+
+class JobQueue:
+    """Defers jobs, from any thread. The scheduler of the application service."""
+
+    def __init__(self, url: str, schema: str, *, pool_size: int = 4) -> None:
+        connector = procrastinate.SyncPsycopgConnector(
+            conninfo=url, min_size=1, max_size=pool_size, kwargs=_connection_options(schema)
+        )
+        self._app = procrastinate.App(connector=connector)
+        self._app.open()
+
+    def close(self) -> None:
+        self._app.close()
+
+    def wake(self, thread_id: str, *, due_at: str | None = None) -> None:
+        """The thread has work, now or at `due_at`. Does not raise: what it fails to defer, a sweep will."""
+        try:
+            if due_at is None:
+                self._defer(ADVANCE, thread_id)
+            else:
+                # Without the lock: a job scheduled an hour ahead would hold up every later one of its thread.
+                when = datetime.fromisoformat(due_at)
+                self._app.configure_task(WAKE, queue=QUEUE, schedule_at=when).defer(thread_id=thread_id)
+        except (exceptions.ConnectorException, exceptions.AppNotOpen) as error:
+            logger.warning("thread %s could not be queued, the sweep will find it: %s", thread_id, error)
+
+    def _defer(self, task: str, thread_id: str) -> None:
+        configured = self._app.configure_task(task, queue=QUEUE, lock=thread_id, queueing_lock=thread_id)
+        with suppress(exceptions.AlreadyEnqueued):  # a job that has not begun will see this work too
+            configured.defer(thread_id=thread_id)
+
+
+class QueueWorker:
+    """Fetches jobs and calls `advance` for each, `concurrency` at once. Runs on one event loop."""
+
+    def __init__(
+        self,
+        url: str,
+        schema: str,
+        advance: Advance,
+        *,
+        concurrency: int,
+        heartbeat_seconds: float,
+        lease_seconds: float,
+        drain_seconds: float,
+    ) -> None:
+        connector = procrastinate.PsycopgConnector(
+            conninfo=url, min_size=1, max_size=4, kwargs=_connection_options(schema)
+        )
+        self._app = procrastinate.App(connector=connector)
+        self._app.task(name=ADVANCE, queue=QUEUE)(self._advance)
+        self._app.task(name=WAKE, queue=QUEUE)(self._wake)
+        self._work = advance
+        self._concurrency = concurrency
+        self._heartbeat = heartbeat_seconds
+        self._lease = lease_seconds
+        self._drain = drain_seconds
+        self._stopping = asyncio.Event()
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Work until `stop`. A worker that dies of a failing side task is started again."""
+        async with self._app.open_async():
+            ready()
+            while not self._stopping.is_set():
+                try:
+                    await self._run_once()
+                except Exception:
+                    logger.exception("the queue's worker stopped; starting it again")
+                    await self._pause(1.0)
+
+    def stop(self) -> None:
+        """Fetch no more jobs."""
+        self._stopping.set()
+
+    async def sweep(self) -> list[str]:
+        """Give the jobs of lost workers to others; returns their threads."""
+        freed: list[str] = []
+        manager = self._app.job_manager
+        for job in await manager.get_stalled_jobs(seconds_since_heartbeat=self._lease):
+            try:
+                await manager.retry_job(job)
+            except exceptions.ConnectorException:
+                # A newer job of the thread waits behind this one's lock: let go of it, the newer one does the work.
+                assert job.id is not None
+                await manager.finish_job_by_id_async(job.id, status=Status.FAILED, delete_job=True)
+            freed.append(str(job.task_kwargs.get("thread_id")))
+        return freed
+
+    async def threads_with_jobs(self) -> set[str]:
+        """Threads that have a job which waits or runs."""
+        rows = await self._app.connector.execute_query_all_async(
+            "select distinct lock from procrastinate_jobs where status in ('todo', 'doing') and lock is not null"
+        )
+        return {row["lock"] for row in rows}
+
+    async def _run_once(self) -> None:
+        worker = asyncio.create_task(
+            self._app.run_worker_async(
+                queues=[QUEUE],
+                concurrency=self._concurrency,
+                install_signal_handlers=False,
+                delete_jobs="always",
+                fetch_job_polling_interval=_POLL_SECONDS,
+                update_heartbeat_interval=self._heartbeat,
+                stalled_worker_timeout=self._lease,
+                shutdown_graceful_timeout=self._drain,
+            )
+        )
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await asyncio.wait((worker, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if not worker.done():
+                worker.cancel()  # asks it to finish what it has begun
+            await asyncio.gather(worker, return_exceptions=True)
+            if not worker.cancelled() and (error := worker.exception()) is not None:
+                raise error
+        finally:
+            stopping.cancel()
+
+    async def _advance(self, thread_id: str) -> None:
+        await self._work(thread_id)
+
+    async def _wake(self, thread_id: str) -> None:
+        task = self._app.configure_task(ADVANCE, queue=QUEUE, lock=thread_id, queueing_lock=thread_id)
+        with suppress(exceptions.AlreadyEnqueued):
+            await task.defer_async(thread_id=thread_id)
+
+    async def _pause(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)

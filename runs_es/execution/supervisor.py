@@ -1,0 +1,127 @@
+"""The worker's own thread and event loop, so that an agent that blocks its loop does not stall anybody's stream.
+
+Beside the worker runs the sweep: jobs of lost workers are given to others, threads with work but no job get one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
+
+from runs_es.execution.protocol import RunExecutor
+from runs_es.execution.queue import JobQueue, QueueWorker
+from runs_es.execution.thread_lock import exclusive
+from runs_es.execution.worker import Worker, WorkerLimits
+from runs_es.log.decisions import Decisions
+from runs_es.log.event_log import EventLog
+from runs_es.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+OpenExecutor = Callable[[], AbstractAsyncContextManager[RunExecutor]]
+
+
+class WorkerSupervisor:
+    """Runs a worker in this process. `open_executor` is entered on the worker's loop and left when it stops."""
+
+    def __init__(
+        self,
+        log: EventLog,
+        decisions: Decisions,
+        queue: JobQueue,
+        open_executor: OpenExecutor,
+        settings: Settings,
+        active_threads: Callable[[], list[str]],
+    ) -> None:
+        self._log = log
+        self._decisions = decisions
+        self._queue = queue
+        self._open_executor = open_executor
+        self._settings = settings
+        self._active_threads = active_threads
+        self._ready = threading.Event()
+        self._failure: BaseException | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping: asyncio.Event | None = None
+        self._thread = threading.Thread(target=self._main, name="runs-es worker", daemon=True)
+
+    def start(self, timeout: float = 30.0) -> None:
+        """Return once the worker fetches jobs. Raises what kept it from starting."""
+        self._thread.start()
+        self._ready.wait(timeout)
+        if self._failure is not None:
+            raise self._failure
+        if not self._ready.is_set():
+            raise TimeoutError(f"the worker did not start within {timeout} seconds")
+
+    def stop(self) -> None:
+        """Begin no further run; give those in execution `drain_seconds`, then put them back for another worker."""
+        if self._loop is not None and self._stopping is not None and self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join(self._settings.drain_seconds + self._settings.cancel_grace_seconds + 10)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def _main(self) -> None:
+        try:
+            asyncio.run(self._run())
+        except BaseException as error:
+            self._failure = error
+            if self._ready.is_set():
+                logger.exception("the worker stopped")
+        finally:
+            self._ready.set()
+
+    async def _run(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stopping = asyncio.Event()
+        settings = self._settings
+        self._loop.set_default_executor(ThreadPoolExecutor(settings.concurrency + 4, "runs-es worker"))
+        async with self._open_executor() as executor:
+            worker = Worker(
+                self._log,
+                self._decisions,
+                executor,
+                limits=WorkerLimits(
+                    settings.max_attempts, settings.cancel_grace_seconds, settings.publish_buffer_bytes
+                ),
+                guard=exclusive(self._log.reader, self._log.schema),
+                on_requeue=self._queue.wake,
+            )
+            jobs = QueueWorker(
+                self._log.url,
+                self._log.schema,
+                worker.advance,
+                concurrency=settings.concurrency,
+                heartbeat_seconds=settings.heartbeat_seconds,
+                lease_seconds=settings.lease_seconds,
+                drain_seconds=settings.drain_seconds,
+            )
+            fetching = asyncio.create_task(jobs.run(self._ready.set))
+            sweeping = asyncio.create_task(self._sweep(jobs))
+            stopped = asyncio.create_task(self._stopping.wait())
+            await asyncio.wait((fetching, stopped), return_when=asyncio.FIRST_COMPLETED)
+            sweeping.cancel()
+            worker.drain()
+            jobs.stop()
+            await fetching
+
+    async def _sweep(self, jobs: QueueWorker) -> None:
+        while True:
+            await asyncio.to_thread(self._ready.wait)
+            try:
+                for thread_id in await jobs.sweep():
+                    logger.warning("thread %s had lost its worker; another takes over", thread_id)
+                waiting = set(await asyncio.to_thread(self._active_threads))
+                if waiting:
+                    for thread_id in waiting - await jobs.threads_with_jobs():
+                        await asyncio.to_thread(self._queue.wake, thread_id)
+            except Exception:
+                logger.exception("a sweep failed; the next one tries again")
+            await asyncio.sleep(self._settings.sweep_seconds)

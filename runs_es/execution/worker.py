@@ -1,0 +1,315 @@
+"""The worker: claims the oldest due run of a thread, has it executed, and writes how it ended.
+
+It owns a run only as long as the log lets it write. A refused write, a hint or a poll makes it fold the thread again;
+it goes on only if the run's last claim is its own, and then only to stop a cancelled run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import orjson
+
+from runs_es.domain import (
+    Fact,
+    LeaseLost,
+    Provenance,
+    Run,
+    RunStarted,
+    StoreUnavailable,
+    Thread,
+    ThreadNotFound,
+    WriteConflict,
+)
+from runs_es.execution.attempt import Attempt
+from runs_es.execution.protocol import RunExecutor, RunOutcome
+from runs_es.log.append import Append, Appended, FactItem
+from runs_es.log.decisions import Decision, Decisions
+from runs_es.log.event_log import EventLog
+from runs_es.log.pages import frame
+from runs_es.log.reader import Head
+
+logger = logging.getLogger(__name__)
+
+Guard = Callable[[str], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLimits:
+    """Numbers a worker keeps to; see the settings of the same names."""
+
+    max_attempts: int = 3
+    cancel_grace_seconds: float = 5.0
+    publish_buffer_bytes: int = 4 * 1024 * 1024
+
+
+@dataclass(slots=True)
+class _Claim:
+    """The decision to take a thread's oldest due run; `run` is that run, as the claim made it."""
+
+    claim_id: str
+    worker_id: str
+    max_attempts: int
+    run: Run | None = None
+
+    def decide(self, thread: Thread, head: Head) -> Decision:
+        due = thread.next_due() if thread.exists else None
+        if due is None:
+            self.run = None
+            return Decision([])
+        facts = thread.claim(
+            due,
+            claim_id=self.claim_id,
+            worker_id=self.worker_id,
+            frames=head.frames,
+            max_attempts=self.max_attempts,
+        )
+        self.run = due.copy()
+        for fact in facts:
+            self.run.apply(fact)
+        return Decision(facts, _first_page(self.run, facts))
+
+
+class Worker:
+    """Executes runs on one event loop. `guard(thread_id)` is held while a claim is appended, so that no checkpoint of
+    an older claim is being written meanwhile.
+    """
+
+    def __init__(
+        self,
+        log: EventLog,
+        decisions: Decisions,
+        executor: RunExecutor,
+        *,
+        limits: WorkerLimits | None = None,
+        guard: Guard | None = None,
+        worker_id: str | None = None,
+        on_requeue: Callable[[str], None] | None = None,
+    ) -> None:
+        self.worker_id = worker_id or f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._log = log
+        self._decisions = decisions
+        self._executor = executor
+        self._on_requeue = on_requeue
+        self._limits = limits or WorkerLimits()
+        self._guard = guard or (lambda _: nullcontext())
+        self._provenance = Provenance(actor=f"worker:{self.worker_id}")
+        self._attempts: dict[str, Attempt] = {}
+        self._lock = threading.Lock()
+        self._draining = False
+        log.watch(on_commit=self._committed, on_hints=self._hinted, on_poll=self._poll)
+
+    @property
+    def active(self) -> int:
+        """Runs in execution now."""
+        return len(self._attempts)
+
+    async def advance(self, thread_id: str) -> None:
+        """Execute what is due in the thread, one run after the other, until nothing is."""
+        while not self._draining:
+            attempt = await self._claim(thread_id)
+            if attempt is None:
+                return
+            await self._execute(attempt)
+
+    def drain(self) -> None:
+        """Begin no further run."""
+        self._draining = True
+
+    # --- claiming ---
+
+    async def _claim(self, thread_id: str) -> Attempt | None:
+        """Claim the oldest due run. A run that ended instead of starting is passed over."""
+        while True:
+            claim = _Claim(uuid.uuid4().hex, self.worker_id, self._limits.max_attempts)
+            decided = await asyncio.to_thread(
+                self._decisions.make,
+                thread_id,
+                claim.decide,
+                provenance=self._provenance,
+                guard=lambda: self._guard(thread_id),
+            )
+            if decided.appended is None or claim.run is None:
+                return None
+            if any(isinstance(fact, RunStarted) for fact in decided.facts):
+                return self._begin(claim.run, claim.claim_id, decided.appended)
+
+    def _begin(self, run: Run, claim_id: str, appended: Appended) -> Attempt:
+        attempt = Attempt(
+            self._log,
+            run,
+            claim_id,
+            appended,
+            provenance=self._provenance,
+            buffer_bytes=self._limits.publish_buffer_bytes,
+        )
+        with self._lock:
+            self._attempts[run.thread_id] = attempt
+        return attempt
+
+    # --- executing ---
+
+    async def _execute(self, attempt: Attempt) -> None:
+        task = asyncio.create_task(self._outcome(attempt), name=f"run {attempt.run.run_id}")
+        try:
+            while not task.done():
+                await self._undisturbed(attempt, task)
+                if not task.done() and not await self._still_ours(attempt, task):
+                    return
+            await self._finish(attempt, task)
+        except LeaseLost as error:
+            logger.info("%s", error)
+        except asyncio.CancelledError:
+            await self._hand_over(attempt, task)
+            raise
+        finally:
+            with self._lock:
+                if self._attempts.get(attempt.run.thread_id) is attempt:
+                    del self._attempts[attempt.run.thread_id]
+            await self._stop(task)
+
+    async def _outcome(self, attempt: Attempt) -> RunOutcome | None:
+        return await self._executor.execute(attempt)
+
+    async def _undisturbed(self, attempt: Attempt, task: asyncio.Task[RunOutcome | None]) -> None:
+        """Return when the executor ended, or when the run may have become somebody else's."""
+        disturbed = asyncio.create_task(attempt.disturbed.wait())
+        try:
+            await asyncio.wait((task, disturbed), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            disturbed.cancel()
+
+    async def _still_ours(self, attempt: Attempt, task: asyncio.Task[RunOutcome | None]) -> bool:
+        """Fold again. A cancelled run is stopped and ended here; one that is not ours any more is let go."""
+        attempt.disturbed.clear()
+        thread_id = attempt.run.thread_id
+        fences = await asyncio.to_thread(self._log.reader.fences, [thread_id])
+        if fences.get(thread_id) == attempt.fence and not attempt.writer.refused:
+            return True
+        thread, _ = await asyncio.to_thread(self._decisions.look, thread_id)
+        run = thread.claimed(attempt.run.run_id, attempt.claim_id)
+        await self._stop(task)
+        await self._end(attempt, self._cancelled if run.cancel_requested else self._refused)
+        return False
+
+    async def _stop(self, task: asyncio.Task[RunOutcome | None]) -> None:
+        """Cancel the executor and give it its grace; what it does after that, the log refuses."""
+        if not task.done():
+            task.cancel()
+            await asyncio.wait((task,), timeout=self._limits.cancel_grace_seconds)
+            if not task.done():
+                logger.warning("%s ignores cancellation; it can write nothing more", task.get_name())
+
+    async def _finish(self, attempt: Attempt, task: asyncio.Task[RunOutcome | None]) -> None:
+        """Write the terminal fact, behind all frames. If that is refused, find out why."""
+        run = attempt.run.copy()
+        page: bytes | None = None
+        if task.cancelled():
+            error: BaseException | None = asyncio.CancelledError("the executor cancelled itself")
+        else:
+            error = task.exception()
+        if error is None:
+            outcome = task.result() or RunOutcome()
+            run.mark_completed(interrupts=outcome.interrupts, checkpoint_id=outcome.checkpoint_id)
+        elif not isinstance(error, LeaseLost):
+            page = _fail(run, error)
+        try:
+            if isinstance(error, LeaseLost):
+                raise WriteConflict(str(error))
+            await self._write_end(attempt, run, page)
+        except (WriteConflict, LeaseLost):
+            thread, _ = await asyncio.to_thread(self._decisions.look, attempt.run.thread_id)
+            current = thread.claimed(attempt.run.run_id, attempt.claim_id)
+            await self._end(attempt, self._cancelled if current.cancel_requested else self._refused)
+
+    async def _write_end(self, attempt: Attempt, run: Run, page: bytes | None) -> None:
+        if page is not None:
+            attempt.writer.publish(page)
+        thread = Thread(run.thread_id)
+        thread.exists = True
+        items = [self._log.item(fact, self._provenance) for fact in thread.closed(run)]
+        await asyncio.wrap_future(attempt.record(*items))
+
+    async def _end(self, attempt: Attempt, how: Callable[[Run], None]) -> None:
+        """End the run by a decision on the thread as it is now, if the claim still stands."""
+
+        def decide(thread: Thread, _: Head) -> Decision:
+            run = thread.claimed(attempt.run.run_id, attempt.claim_id)
+            how(run)
+            return Decision(thread.closed(run))
+
+        await asyncio.to_thread(self._decisions.make, attempt.run.thread_id, decide, provenance=self._provenance)
+
+    @staticmethod
+    def _cancelled(run: Run) -> None:
+        assert run.cancel_requested is not None
+        run.mark_cancelled(action=run.cancel_requested)
+
+    @staticmethod
+    def _refused(run: Run) -> None:
+        run.mark_failed("the log refused this attempt's writes", error_type="WriteConflict")
+
+    async def _hand_over(self, attempt: Attempt, task: asyncio.Task[RunOutcome | None]) -> None:
+        """The worker is shutting down in the middle of a run: put it back for another."""
+        await self._stop(task)
+        try:
+            await attempt.flush()
+            await self._end(attempt, Run.requeue)
+            if self._on_requeue is not None:
+                await asyncio.to_thread(self._on_requeue, attempt.run.thread_id)
+        except (LeaseLost, WriteConflict, StoreUnavailable, ThreadNotFound) as error:
+            logger.warning("run %s could not be handed over: %s", attempt.run.run_id, error)
+
+    # --- learning that the fence was raised; called in the log's threads ---
+
+    def _committed(self, committed: Sequence[tuple[Append, Appended]]) -> None:
+        if not self._attempts:
+            return
+        for request, appended in committed:
+            attempt = self._attempts.get(appended.thread_id)
+            if attempt is not None and request.writer is not attempt.writer and _raises_fence(request):
+                attempt.disturb()
+
+    def _hinted(self, hints: Mapping[str, int]) -> None:
+        for thread_id in hints:
+            attempt = self._attempts.get(thread_id)
+            if attempt is not None:
+                attempt.disturb()
+
+    def _poll(self) -> None:
+        with self._lock:
+            attempts = dict(self._attempts)
+        if attempts:
+            fences = self._log.reader.fences(list(attempts))
+            for thread_id, attempt in attempts.items():
+                if fences.get(thread_id) != attempt.fence:
+                    attempt.disturb()
+
+
+def _raises_fence(request: Append) -> bool:
+    return any(isinstance(item, FactItem) and item.fact.raises_fence for item in request.items)
+
+
+def _first_page(run: Run, facts: Sequence[Fact]) -> tuple[str, list[bytes]] | None:
+    """The `metadata` frame that opens an attempt's stream; in the same append as the claim."""
+    if not any(isinstance(fact, RunStarted) for fact in facts):
+        return None
+    return run.run_id, [frame("metadata", orjson.dumps({"run_id": run.run_id, "attempt": run.attempt}))]
+
+
+def _fail(run: Run, error: BaseException) -> bytes:
+    """Mark the run failed; returns the `error` frame that says so."""
+    kind, message = type(error).__name__, str(error)
+    if isinstance(error, TimeoutError):
+        run.mark_timed_out(message or "run timed out", error_type=kind)
+    else:
+        run.mark_failed(message, error_type=kind)
+    return frame("error", orjson.dumps({"error": kind, "message": message}))
