@@ -1,0 +1,158 @@
+"""Runs a graph for one attempt of a run: streams its frames, records its messages, says how it ended.
+
+The frames are the platform's. `metadata`, `error` and `end` belong to the worker, which knows when a run really ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.messages import BaseMessage
+from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.graph import START
+from langgraph.types import StateSnapshot
+
+from runs_es.execution.langgraph.encoding import encode, plain
+from runs_es.execution.langgraph.graphs import GraphRegistry, over
+from runs_es.execution.langgraph.messages import MessageFrames, NewMessages
+from runs_es.execution.langgraph.request import Breakpoints, GraphRequest
+from runs_es.execution.langgraph.saver import CheckpointPool, FencedPostgresSaver
+from runs_es.execution.protocol import ActiveRun, RunOutcome
+
+if TYPE_CHECKING:
+    from runs_es.execution.langgraph.graphs import Graph
+
+SaverFactory = Callable[[ActiveRun], BaseCheckpointSaver[Any]]
+Namespace = tuple[str, ...]
+
+
+class LangGraphExecutor:
+    """The `RunExecutor` of graphs. `saver_for` gives each attempt its own checkpointer."""
+
+    def __init__(self, registry: GraphRegistry, saver_for: SaverFactory) -> None:
+        self._registry = registry
+        self._saver_for = saver_for
+
+    @classmethod
+    def over_pool(cls, registry: GraphRegistry, pool: CheckpointPool, schema: str) -> LangGraphExecutor:
+        """State in PostgreSQL, behind the fence of each run's thread. `schema` is the log's."""
+
+        def saver_for(run: ActiveRun) -> FencedPostgresSaver:
+            return FencedPostgresSaver(pool, schema=schema, thread_id=run.run.thread_id, fence=run.fence)
+
+        return cls(registry, saver_for)
+
+    async def execute(self, run: ActiveRun) -> RunOutcome:
+        request = GraphRequest.of(run.run, run.attempt, self._registry)
+        graph = over(self._registry.get(request.graph_id), self._saver_for(run))
+        frames = _Frames(run, request)
+        if run.attempt > 1:
+            head = await graph.aget_state(request.thread_config)
+            if (head.metadata or {}).get("run_id") == request.run_id:
+                if await _stands_at_breakpoint(graph, request, head):
+                    await frames.send_pause(head)
+                    return _outcome(head)
+                request = request.continued()
+        await _stream(graph, request, frames)
+        return _outcome(await graph.aget_state(request.thread_config))
+
+
+async def _stream(graph: Graph, request: GraphRequest, frames: _Frames) -> None:
+    stream: Any = graph.astream(
+        request.input,
+        request.config,
+        context=request.context,
+        stream_mode=request.graph_modes,
+        subgraphs=request.subgraphs,
+        interrupt_before=request.interrupt_before,
+        interrupt_after=request.interrupt_after,
+        durability=request.durability,
+    )
+    # Closed at once however this ends. A generator left to the garbage collector would keep the graph's tasks running
+    # after a cancel or a lost lease.
+    async with aclosing(stream):
+        async for item in stream:
+            namespace, mode, payload = item if request.subgraphs else ((), *item)
+            await frames.send(namespace, mode, payload)
+
+
+class _Frames:
+    """Writes what LangGraph streams as the frames that the request asked for."""
+
+    def __init__(self, run: ActiveRun, request: GraphRequest) -> None:
+        self._run = run
+        self._wanted = request.modes
+        self._tuples = request.message_form == "tuple"
+        self._built = MessageFrames()
+        self._new = NewMessages(request.thread_id)
+
+    async def send(self, namespace: Namespace, mode: str, payload: Any) -> None:
+        match mode:
+            case "values":
+                await self._send_values(namespace, payload)
+            case "messages" if not self._tuples:
+                await self._send_message(*payload)
+            case _:
+                await self._run.publish(_name(mode, namespace), encode(payload))
+
+    async def send_pause(self, head: StateSnapshot) -> None:
+        """What an attempt shows that finds the graph waiting at a breakpoint already."""
+        if "updates" in self._wanted:
+            await self.send((), "updates", {"__interrupt__": []})
+        await self._send_values((), head.values)
+
+    async def _send_values(self, namespace: Namespace, state: Any) -> None:
+        """Messages first: who reads a message in this frame finds it recorded."""
+        if not namespace:
+            for message in self._new.of(state):
+                await self._run.record_message(message)
+        if "values" in self._wanted:
+            await self._run.publish(_name("values", namespace), encode(state))
+
+    async def _send_message(self, message: BaseMessage, metadata: dict[str, Any]) -> None:
+        for event, data in self._built.of(message, metadata):
+            await self._run.publish(event, data)
+
+
+def _name(mode: str, namespace: Namespace) -> str:
+    return "|".join((mode, *namespace))
+
+
+def _outcome(head: StateSnapshot) -> RunOutcome:
+    """A graph that has a next step without having failed waits for a human.
+
+    At a breakpoint there is nothing to answer: its tasks stand there with an empty list.
+    """
+    waiting = {task.id: plain([_interrupt(each) for each in task.interrupts]) for task in head.tasks}
+    asked = {task_id: interrupts for task_id, interrupts in waiting.items() if interrupts}
+    return RunOutcome(
+        interrupts=(asked or waiting) if head.next else {},
+        checkpoint_id=(head.config.get("configurable") or {}).get("checkpoint_id"),
+    )
+
+
+def _interrupt(interrupt: Any) -> dict[str, Any]:
+    return {"id": interrupt.id, "value": interrupt.value}
+
+
+async def _stands_at_breakpoint(graph: Graph, request: GraphRequest, head: StateSnapshot) -> bool:
+    """Whether an earlier attempt stopped at a breakpoint and was lost before it could say so.
+
+    Going on from there would be taken for a human's consent. That LangGraph passes a breakpoint when it is started
+    again without input is how a human gives it. (Breakpoints that a subgraph was compiled with are not looked at.)
+    """
+    before = request.interrupt_before or graph.interrupt_before_nodes
+    after = request.interrupt_after or graph.interrupt_after_nodes
+    if not head.next or not (before or after):
+        return False
+    if _hits(before, head.next):
+        return True
+    parent = await graph.aget_state(head.parent_config) if after and head.parent_config else None
+    return parent is not None and _hits(after, parent.next)
+
+
+def _hits(breakpoints: Breakpoints | Any, nodes: tuple[str, ...]) -> bool:
+    own = set(nodes) - {START}
+    return bool(own) if breakpoints == "*" else not own.isdisjoint(breakpoints or ())

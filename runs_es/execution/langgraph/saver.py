@@ -1,0 +1,168 @@
+"""LangGraph's Postgres checkpointer behind the thread's fence: an attempt that lost its lease cannot write state.
+
+One saver an attempt over a shared pool, because a saver holds one lock around all its queries. Whoever raises the fence
+(claim, takeover, rollback) takes `thread_lock_key` exclusively; every write here takes it shared and then looks at the
+fence, in one transaction. So a write is either before the fence moved, or refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import psycopg
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMetadata
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from langgraph.checkpoint.serde.base import SerializerProtocol
+from psycopg import AsyncConnection, AsyncCursor, sql
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.rows import DictRow, dict_row
+from psycopg_pool import AsyncConnectionPool
+
+from runs_es.database.migrate import checkpoint_schema
+from runs_es.domain.errors import LeaseLost
+from runs_es.log.locks import thread_lock_key
+
+CheckpointPool = AsyncConnectionPool[AsyncConnection[DictRow]]
+
+_TRIES = 3
+
+
+def open_checkpoint_pool(url: str, schema: str, size: int) -> CheckpointPool:
+    """The pool that savers and readers share. It connects on `await pool.open()` or `async with pool`.
+
+    `schema` is the log's. A connection left inside a transaction is cut after 5 s: a worker that froze between taking
+    the thread's lock and letting go of it must not keep its successor waiting.
+    """
+    settings = {
+        "search_path": checkpoint_schema(schema),
+        "idle_in_transaction_session_timeout": "5s",
+        "lock_timeout": "30s",
+        "default_transaction_isolation": r"read\ committed",  # the fence is read by a snapshot newer than the lock
+    }
+    options = " ".join(f"-c {name}={value}" for name, value in settings.items())
+    inherited = conninfo_to_dict(url).get("options") or ""
+    return AsyncConnectionPool(
+        url,
+        connection_class=AsyncConnection[DictRow],
+        min_size=min(2, size),
+        max_size=size,
+        open=False,
+        check=AsyncConnectionPool.check_connection,  # a restart of the server must not fail the next runs
+        name="checkpoints",
+        kwargs={
+            "autocommit": True,
+            "prepare_threshold": 0,
+            "row_factory": dict_row,
+            "options": f"{inherited} {options}".strip(),
+        },
+    )
+
+
+class FencedPostgresSaver(AsyncPostgresSaver):
+    """Writes one thread's checkpoints as long as the thread's fence is the one this attempt was given.
+
+    Any write after that raises LeaseLost and changes nothing. Reads are not fenced.
+    """
+
+    def __init__(
+        self,
+        pool: CheckpointPool,
+        *,
+        schema: str,
+        thread_id: str,
+        fence: int,
+        serde: SerializerProtocol | None = None,
+    ) -> None:
+        super().__init__(pool, serde=serde)
+        self._pool = pool
+        self._thread_id = thread_id
+        self._fence = fence
+        self._lock_key = thread_lock_key(schema, thread_id)
+        self._read_fence = sql.SQL("select fence from {}.heads where thread_id = %s").format(sql.Identifier(schema))
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        self._must_be_mine(config["configurable"]["thread_id"])
+        return await super().aput(config, checkpoint, metadata, new_versions)
+
+    async def aput_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        self._must_be_mine(config["configurable"]["thread_id"])
+        await super().aput_writes(config, writes, task_id, task_path)
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        self._must_be_mine(thread_id)
+        await super().adelete_thread(thread_id)
+
+    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        raise NotImplementedError("a run does not prune checkpoints; retention does")
+
+    def _must_be_mine(self, thread_id: str) -> None:
+        if thread_id != self._thread_id:
+            raise PermissionError(f"a run of thread {self._thread_id} may not write checkpoints of thread {thread_id}")
+
+    @asynccontextmanager
+    async def _cursor(self, *, pipeline: bool = False) -> AsyncIterator[AsyncCursor[DictRow]]:
+        """The parent asks for `pipeline` where it writes, and then never reads. That is what sets writes apart."""
+        if not pipeline:
+            async with super()._cursor() as cursor:
+                yield cursor
+            return
+        # Statements are collected first: the parent serializes the state in between, and neither the thread's lock nor
+        # a connection should be held meanwhile.
+        batch = _Batch()
+        yield cast("AsyncCursor[DictRow]", batch)
+        await self._commit(batch)
+
+    async def _commit(self, batch: _Batch) -> None:
+        """Write `batch`. Upserts behind a fence may be tried again when the connection died.
+
+        It dies when the server restarts, and when a graph blocked this process's event loop for so long inside the
+        transaction that the server cut it.
+        """
+        async with self.lock:
+            for tries_left in reversed(range(_TRIES)):
+                async with self._pool.connection() as connection:
+                    try:
+                        await self._commit_on(connection, batch)
+                        return
+                    except psycopg.Error:
+                        if not (connection.closed and tries_left):
+                            raise
+
+    async def _commit_on(self, connection: AsyncConnection[DictRow], batch: _Batch) -> None:
+        async with connection.pipeline(), connection.transaction(), connection.cursor(binary=True) as cursor:
+            await connection.execute("select pg_advisory_xact_lock_shared(%s::bigint)", (self._lock_key,))
+            # A statement of its own: its snapshot has to be newer than the lock.
+            await cursor.execute(self._read_fence, (self._thread_id,))
+            head = await cursor.fetchone()
+            if head is None or head["fence"] != self._fence:
+                now = "no longer there" if head is None else f"at {head['fence']}"
+                raise LeaseLost(f"thread {self._thread_id}: this attempt wrote under fence {self._fence}, it is {now}")
+            await batch.replay(cursor)
+
+
+class _Batch:
+    """Stands in for a cursor while the parent writes; keeps the statements for later."""
+
+    def __init__(self) -> None:
+        self._statements: list[tuple[bool, Any, Any]] = []
+
+    async def execute(self, query: Any, params: Any = None) -> None:
+        self._statements.append((False, query, params))
+
+    async def executemany(self, query: Any, params_seq: Any) -> None:
+        self._statements.append((True, query, list(params_seq)))
+
+    async def replay(self, cursor: AsyncCursor[DictRow]) -> None:
+        for many, query, params in self._statements:
+            await (cursor.executemany(query, params) if many else cursor.execute(query, params))

@@ -1,0 +1,154 @@
+"""A thread's state and its history, read from LangGraph's checkpoints in the platform's shape (`ThreadState`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from langgraph.types import PregelTask, StateSnapshot
+
+from runs_es.execution.langgraph.encoding import plain
+from runs_es.execution.langgraph.graphs import GraphRegistry, over
+from runs_es.execution.langgraph.saver import CheckpointPool
+
+if TYPE_CHECKING:
+    from runs_es.execution.langgraph.graphs import Graph
+
+_CHECKPOINT = ("checkpoint_id", "thread_id", "checkpoint_ns", "checkpoint_map")
+
+
+class GraphStateReader:
+    """Reads, and forgets, what runs left behind. Nothing here looks at a fence."""
+
+    def __init__(self, registry: GraphRegistry, pool: CheckpointPool) -> None:
+        self._registry = registry
+        self._pool = pool
+
+    async def get(
+        self,
+        thread_id: str,
+        graph_id: str | None,
+        checkpoint_id: str | None = None,
+        subgraphs: bool = False,
+        checkpoint: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """The newest state, or the one at a checkpoint; `empty_state()` when there is none.
+
+        `checkpoint` names one of a subgraph: `{checkpoint_ns, checkpoint_id, checkpoint_map}`.
+        """
+        if graph_id is None:
+            return empty_state()
+        config = _config(
+            thread_id, {**(checkpoint or {}), **({"checkpoint_id": checkpoint_id} if checkpoint_id else {})}
+        )
+        return thread_state(await self._graph(graph_id).aget_state(config, subgraphs=subgraphs))
+
+    async def history(
+        self,
+        thread_id: str,
+        graph_id: str | None,
+        limit: int,
+        before: str | Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        checkpoint: Mapping[str, Any] | None = None,
+    ) -> list[dict[str, Any]]:
+        """The last `limit` states, newest first. `before` is a checkpoint id, or an object that holds one."""
+        if graph_id is None:
+            return []
+        states = self._graph(graph_id).aget_state_history(
+            _config(thread_id, checkpoint or {}),
+            filter=dict(metadata) if metadata else None,
+            before=_config(thread_id, {"checkpoint_id": _checkpoint_id(before)}) if before else None,
+            limit=limit,
+        )
+        return [thread_state(state) async for state in states]
+
+    async def values(self, thread_id: str, graph_id: str | None) -> dict[str, Any] | None:
+        """The newest values; None when no run of the thread has saved a state."""
+        state = await self.get(thread_id, graph_id)
+        return None if state["checkpoint"] is None else state["values"]
+
+    async def delete(self, thread_id: str) -> None:
+        """Forget every checkpoint of the thread. Who calls this holds the thread's lock, or knows that nobody runs."""
+        await AsyncPostgresSaver(self._pool).adelete_thread(thread_id)
+
+    def _graph(self, graph_id: str) -> Graph:
+        return over(self._registry.get(graph_id), AsyncPostgresSaver(self._pool))
+
+
+def empty_state() -> dict[str, Any]:
+    """The state of a thread that no run has written to."""
+    return {
+        "values": {},
+        "next": [],
+        "tasks": [],
+        "metadata": None,
+        "created_at": None,
+        "checkpoint": None,
+        "parent_checkpoint": None,
+        "interrupts": [],
+        "checkpoint_id": None,
+        "parent_checkpoint_id": None,
+    }
+
+
+def thread_state(snapshot: StateSnapshot) -> dict[str, Any]:
+    """The platform's shape of one LangGraph state."""
+    if snapshot.created_at is None:
+        return empty_state()
+    checkpoint = _checkpoint(snapshot.config)
+    parent = _checkpoint(snapshot.parent_config)
+    state: dict[str, Any] = {
+        "values": snapshot.values,
+        "next": snapshot.next,
+        "tasks": [_task(task) for task in snapshot.tasks],
+        "metadata": {**(snapshot.metadata or {}), "thread_id": checkpoint and checkpoint["thread_id"]},
+        "created_at": snapshot.created_at,
+        "checkpoint": checkpoint,
+        "parent_checkpoint": parent,
+        "interrupts": _interrupts(snapshot.interrupts),
+        "checkpoint_id": checkpoint and checkpoint["checkpoint_id"],
+        "parent_checkpoint_id": parent and parent["checkpoint_id"],
+    }
+    return dict(plain(state))
+
+
+def _task(task: PregelTask) -> dict[str, Any]:
+    """A subgraph's state stands in `state` where it was asked for; else `checkpoint` says where it can be had."""
+    nested = task.state
+    return {
+        "id": task.id,
+        "name": task.name,
+        "path": task.path,
+        "error": None if task.error is None else _error(task.error),
+        "interrupts": _interrupts(task.interrupts),
+        "checkpoint": None if nested is None or isinstance(nested, StateSnapshot) else _checkpoint(nested),
+        "state": thread_state(nested) if isinstance(nested, StateSnapshot) else None,
+        "result": task.result,
+    }
+
+
+def _error(error: Any) -> str:
+    return error if isinstance(error, str) else repr(error)
+
+
+def _interrupts(interrupts: tuple[Any, ...]) -> list[dict[str, Any]]:
+    return [{"id": interrupt.id, "value": interrupt.value} for interrupt in interrupts]
+
+
+def _checkpoint(config: RunnableConfig | None) -> dict[str, Any] | None:
+    configurable = (config or {}).get("configurable")
+    return {key: configurable[key] for key in _CHECKPOINT if key in configurable} if configurable else None
+
+
+def _config(thread_id: str, named: Mapping[str, Any]) -> RunnableConfig:
+    where = {key: named[key] for key in _CHECKPOINT if named.get(key)}
+    return {"configurable": {"checkpoint_ns": "", **where, "thread_id": thread_id}}
+
+
+def _checkpoint_id(before: str | Mapping[str, Any]) -> Any:
+    if isinstance(before, str):
+        return before
+    return before.get("checkpoint_id") or (before.get("configurable") or {}).get("checkpoint_id")

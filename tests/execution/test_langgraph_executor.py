@@ -1,0 +1,503 @@
+"""The executor against the frames a reference server sent for the same graphs; pauses, answers, second attempts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import operator
+import re
+from pathlib import Path
+from typing import Annotated, Any, TypedDict
+
+import pytest
+from langchain_core.messages import AIMessage, AIMessageChunk, AnyMessage, HumanMessage, ToolMessage
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.config import get_stream_writer
+from langgraph.graph import END, START, StateGraph
+from langgraph.graph.message import add_messages
+from langgraph.runtime import Runtime
+from langgraph.types import Command, Send, interrupt
+
+from runs_es.domain import LeaseLost
+from runs_es.execution.langgraph.executor import LangGraphExecutor
+from runs_es.execution.langgraph.graphs import GraphLoadError, GraphRegistry, assistant_id
+from runs_es.execution.langgraph.messages import MessageFrames, NewMessages
+from runs_es.execution.langgraph.request import GraphRequest
+from tests.execution.recorded_run import RecordedRun
+
+FIXTURE = Path(__file__).parent / "wire_graphs"
+RECORDED = json.loads((FIXTURE / "recorded.json").read_text())
+UUIDS = re.compile(
+    r"lc_run--[0-9a-f-]{36}|[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|\b[0-9a-f]{32}\b"
+)
+
+
+class Graphs(GraphRegistry):
+    """A registry of graphs that a test made itself."""
+
+    def __init__(self, **graphs: Any) -> None:
+        super().__init__({})
+        self._made = graphs
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._made)
+
+    def resolve(self, assistant_id_or_name: str) -> str | None:
+        return assistant_id_or_name if assistant_id_or_name in self._made else None
+
+    def get(self, name: str) -> Any:
+        return self._made[name]
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> GraphRegistry:
+    config = tmp_path_factory.mktemp("wire") / "langgraph.json"
+    graphs = {"agent": f"{FIXTURE}/graph.py:agent", "nested": f"{FIXTURE}/graph.py:nested"}
+    config.write_text(json.dumps({"graphs": graphs}))
+    return GraphRegistry.from_config(config)
+
+
+@pytest.fixture
+def saver() -> InMemorySaver:
+    return InMemorySaver()
+
+
+@pytest.fixture
+def executor(registry: GraphRegistry, saver: InMemorySaver) -> LangGraphExecutor:
+    return LangGraphExecutor(registry, lambda run: saver)
+
+
+def executor_of(graph: Any, saver: InMemorySaver | None = None) -> LangGraphExecutor:
+    """Runs `graph` as "agent", in memory."""
+    kept = saver or InMemorySaver()
+    return LangGraphExecutor(Graphs(agent=graph), lambda run: kept)
+
+
+def normalised(frames: Any) -> str:
+    """As text, so that the order of keys counts; every id as the number of its first appearance."""
+    known = {assistant_id("agent"), assistant_id("nested")}
+    seen: dict[str, str] = {}
+
+    def numbered(match: re.Match[str]) -> str:
+        return match[0] if match[0] in known else seen.setdefault(match[0], f"<{len(seen) + 1}>")
+
+    text = UUIDS.sub(numbered, json.dumps(frames, ensure_ascii=False))
+    return re.sub(r'"(langgraph_version|langchain-core|ls_provider)": "[^"]*"', r'"\1": "…"', text)
+
+
+def scenario(title: str) -> dict[str, Any]:
+    return next(each for each in RECORDED if each["title"] == title)
+
+
+@pytest.mark.parametrize("title", [each["title"] for each in RECORDED if "resume with" not in each["title"]])
+async def test_frames_are_those_of_the_reference_server(executor: LangGraphExecutor, title: str) -> None:
+    recorded = scenario(title)
+    run = RecordedRun(recorded["kwargs"], assistant_id=recorded["graph"])
+    try:
+        await executor.execute(run)
+    except ValueError as error:
+        assert str(error) == "boom from model"  # noqa: PT017 - only one scenario fails
+    assert normalised([list(frame) for frame in run.frames]) == normalised(recorded["frames"])
+
+
+async def test_a_paused_run_goes_on_with_the_answer_it_is_given(executor: LangGraphExecutor) -> None:
+    asking = RecordedRun(scenario("HITL interrupt stream")["kwargs"])
+    paused = await executor.execute(asking)
+    (interrupts,) = paused.interrupts.values()
+    assert interrupts == [{"id": interrupts[0]["id"], "value": {"question": "continue?"}}]
+    assert asking.data_of("updates")[-1]["__interrupt__"][0]["id"] == interrupts[0]["id"]
+    assert paused.checkpoint_id
+
+    resume = scenario("resume with command")
+    answering = RecordedRun(resume["kwargs"], thread_id=asking.run.thread_id)
+    finished = await executor.execute(answering)
+    assert normalised([list(frame) for frame in answering.frames]) == normalised(resume["frames"])
+    assert finished.interrupts == {}
+    assert finished.checkpoint_id > paused.checkpoint_id
+
+
+@pytest.mark.parametrize("where", [{"interrupt_before": ["gate"]}, {"interrupt_after": ["model"]}])
+async def test_a_breakpoint_is_a_pause_with_nothing_to_answer(executor: LangGraphExecutor, where: Any) -> None:
+    run = RecordedRun({"input": {"messages": [], "n_tokens": 1}, **where})
+    outcome = await executor.execute(run)
+    assert list(outcome.interrupts.values()) == [[]]
+
+    going_on = RecordedRun({"input": None, "stream_mode": ["updates"]}, thread_id=run.run.thread_id)
+    assert (await executor.execute(going_on)).interrupts == {}
+    assert going_on.frames == [("updates", {"gate": {"steps": ["gate"]}})]
+
+
+async def test_a_run_that_ends_is_no_pause(executor: LangGraphExecutor) -> None:
+    outcome = await executor.execute(RecordedRun({"input": {"messages": [], "n_tokens": 1}}))
+    assert outcome.interrupts == {}
+
+
+async def test_an_interrupt_inside_a_subgraph_pauses_the_run(executor: LangGraphExecutor) -> None:
+    kwargs = {"input": {"messages": [], "n_tokens": 1, "ask": True}, "stream_mode": ["updates"]}
+    outcome = await executor.execute(RecordedRun(kwargs, assistant_id="nested"))
+    (interrupts,) = outcome.interrupts.values()
+    assert interrupts[0]["value"] == {"question": "continue?"}
+
+
+async def test_messages_are_recorded_once_each_and_before_the_values_that_hold_them(
+    executor: LangGraphExecutor,
+) -> None:
+    run = RecordedRun({"input": {"messages": [{"role": "user", "content": "hi"}], "n_tokens": 2}})
+    await executor.execute(run)
+    assert [(message["type"], message["content"]) for message in run.messages] == [("human", "hi"), ("ai", "t0 t1")]
+    assert run.messages == run.data_of("values")[-1]["messages"]
+    assert run.log == ["message", "values", "values", "message", "values", "values"]
+
+
+async def test_messages_are_recorded_when_nobody_asked_for_values(executor: LangGraphExecutor) -> None:
+    run = RecordedRun({"input": {"messages": [{"role": "user", "content": "hi"}]}, "stream_mode": ["custom"]})
+    await executor.execute(run)
+    assert run.events == ["custom", "custom"]
+    assert len(run.messages) == 2
+
+
+async def test_messages_of_subgraphs_are_recorded_from_the_root_alone(executor: LangGraphExecutor) -> None:
+    kwargs = {"input": {"messages": [{"role": "user", "content": "hi"}]}, "subgraphs": True}
+    run = RecordedRun(kwargs, assistant_id="nested")
+    await executor.execute(run)
+    assert [message["type"] for message in run.messages] == ["human", "ai"]
+    assert run.log[-2:] == ["message", "values"]
+
+
+def test_a_large_state_is_not_looked_at_again_when_nothing_changed() -> None:
+    class Unread(HumanMessage):
+        def model_dump(self, **kwargs: Any) -> dict[str, Any]:
+            dumped.append(self.id)
+            return super().model_dump(**kwargs)
+
+    dumped: list[Any] = []
+    state = {"messages": [Unread(content="x", id=str(number)) for number in range(1000)]}
+    new = NewMessages("t")
+    assert len(list(new.of(state))) == 1000
+    dumped.clear()
+    state["messages"] = [*state["messages"], Unread(content="last", id="last")]
+    assert [message["id"] for message in new.of(state)] == ["last"]
+    assert dumped == ["last"]
+
+
+def test_a_message_that_changed_is_new_whether_replaced_or_changed_in_place() -> None:
+    new = NewMessages("t")
+    message = HumanMessage("one", id="1")
+    assert len(list(new.of({"messages": [message]}))) == 1
+    assert list(new.of({"messages": [HumanMessage("one", id="1")]})) == []
+    message.content = "two"
+    assert [each["content"] for each in new.of({"messages": [message]})] == ["two"]
+    assert [each["content"] for each in new.of({"messages": [HumanMessage("three", id="1")]})] == ["three"]
+
+
+def test_a_message_without_id_gets_the_same_one_in_every_run() -> None:
+    states = [{"messages": [{"role": "user", "content": "hi"}, {"role": "user", "content": "hi"}]} for _ in range(2)]
+    first, second = (list(NewMessages("t").of(state)) for state in states)
+    assert first == second
+    assert first[0]["type"] == "human"
+    assert first[0]["id"] != first[1]["id"] != ""
+    assert next(NewMessages("other").of(states[0]))["id"] != first[0]["id"]
+
+
+@pytest.mark.parametrize("state", [None, 7, {}, {"messages": "hi"}, {"messages": [7, None, {"content": "?"}]}])
+def test_what_is_no_message_is_passed_over(state: Any) -> None:
+    assert list(NewMessages("t").of(state)) == []
+
+
+def test_a_message_that_is_no_chunk_is_complete() -> None:
+    (metadata, complete) = MessageFrames().of(
+        ToolMessage("12:00", tool_call_id="c", id="m"), {"langgraph_node": "tool"}
+    )
+    assert metadata == ("messages/metadata", b'{"m":{"metadata":{"langgraph_node":"tool"}}}')
+    assert complete[0] == "messages/complete"
+    assert json.loads(complete[1])[0]["type"] == "tool"
+
+
+def test_partials_accumulate_and_interleaved_messages_stay_apart() -> None:
+    frames = MessageFrames()
+    sent = [
+        frame
+        for number, text in [(1, "a"), (2, "x"), (1, "b"), (2, "y")]
+        for frame in frames.of(AIMessageChunk(content=text, id=str(number)), {})
+    ]
+    partial = [json.loads(data)[0] for event, data in sent if event == "messages/partial"]
+    assert [(each["id"], each["content"], each["type"]) for each in partial] == [
+        ("1", "a", "ai"),
+        ("2", "x", "ai"),
+        ("1", "ab", "ai"),
+        ("2", "xy", "ai"),
+    ]
+    assert sum(event == "messages/metadata" for event, _ in sent) == 2
+
+
+async def test_both_forms_of_messages_give_the_tuples_alone(executor: LangGraphExecutor) -> None:
+    modes = ["messages", "messages-tuple"]
+    run = RecordedRun({"input": {"messages": [], "n_tokens": 2}, "stream_mode": modes})
+    await executor.execute(run)
+    assert set(run.events) == {"messages"}
+
+
+@pytest.mark.parametrize("mode", ["events", "debug", "tasks", "checkpoints", "nonsense"])
+async def test_a_mode_that_is_not_offered_is_refused(executor: LangGraphExecutor, mode: str) -> None:
+    with pytest.raises(ValueError, match=f"stream_mode {mode} is not offered"):
+        await executor.execute(RecordedRun({"input": {}, "stream_mode": ["values", mode]}))
+
+
+async def test_an_assistant_may_be_named_by_graph_by_id_or_in_the_config(executor: LangGraphExecutor) -> None:
+    kwargs = {"input": {"messages": [], "n_tokens": 1}, "stream_mode": ["updates"]}
+    for run in (
+        RecordedRun(kwargs, assistant_id="agent"),
+        RecordedRun(kwargs, assistant_id=assistant_id("agent")),
+        RecordedRun({**kwargs, "config": {"configurable": {"graph_id": "agent"}}}, assistant_id="my-own"),
+    ):
+        await executor.execute(run)
+        assert len(run.frames) == 3
+    with pytest.raises(GraphLoadError, match="assistant stranger is no graph of this worker; it has: agent, nested"):
+        await executor.execute(RecordedRun(kwargs, assistant_id="stranger"))
+
+
+def test_the_config_names_the_run_and_a_request_cannot_rename_it(registry: GraphRegistry) -> None:
+    asked = {
+        "tags": ["t"],
+        "recursion_limit": 7,
+        "metadata": {"cm": 2, "run_id": "forged"},
+        "configurable": {"mine": 1, "thread_id": "forged", "__pregel_checkpointer": {}},
+    }
+    run = RecordedRun({"config": asked}, metadata={"m": 1, "assistant_id": "forged"}, user_id="ada", attempt=2).run
+    config: Any = GraphRequest.of(run, 2, registry).config
+    assert config["tags"] == ["t"]
+    assert config["recursion_limit"] == 7
+    assert config["configurable"] == {
+        "mine": 1,
+        "run_id": run.run_id,
+        "thread_id": run.thread_id,
+        "graph_id": "agent",
+        "assistant_id": assistant_id("agent"),
+        "user_id": "ada",
+        "langgraph_auth_user_id": "ada",
+        "checkpoint_ns": "",
+    }
+    metadata = config["metadata"]
+    assert (metadata["m"], metadata["cm"], metadata["run_attempt"]) == (1, 2, 2)
+    assert metadata["run_id"] == run.run_id
+    assert metadata["assistant_id"] == assistant_id("agent")
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"resume": "yes"}, Command(resume="yes")),
+        ({"resume": False, "goto": None, "update": None}, Command(resume=False)),
+        ({"update": {"n": 1}, "goto": "gate"}, Command(update={"n": 1}, goto=["gate"])),
+        ({"update": [["n", 1]]}, Command(update=[("n", 1)])),
+        ({"goto": [{"node": "gate", "input": {"n": 1}}]}, Command(goto=[Send("gate", {"n": 1})])),
+    ],
+)
+def test_a_command_is_what_the_client_named(registry: GraphRegistry, asked: Any, expected: Any) -> None:
+    assert GraphRequest.of(RecordedRun({"command": asked}).run, 1, registry).input == expected
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "durability"),
+    [
+        ({}, "async"),
+        ({"durability": "sync"}, "sync"),
+        ({"checkpoint_during": False}, "exit"),
+        ({"durability": None}, "async"),
+    ],
+)
+def test_durability_is_as_asked(registry: GraphRegistry, kwargs: Any, durability: str) -> None:
+    assert GraphRequest.of(RecordedRun(kwargs).run, 1, registry).durability == durability
+
+
+async def test_a_run_may_start_from_an_older_checkpoint(executor: LangGraphExecutor) -> None:
+    first = RecordedRun({"input": {"messages": [], "n_tokens": 1}, "interrupt_before": ["model"]})
+    paused = await executor.execute(first)
+    thread_id = first.run.thread_id
+    await executor.execute(RecordedRun({"input": None}, thread_id=thread_id))
+    fork = RecordedRun(
+        {"input": None, "checkpoint_id": paused.checkpoint_id, "stream_mode": ["updates"]}, thread_id=thread_id
+    )
+    await executor.execute(fork)
+    assert [list(update) for update in fork.data_of("updates")] == [["model"], ["gate"]]
+
+
+async def test_a_cancelled_run_stops_its_graph() -> None:
+    started, stopped = asyncio.Event(), asyncio.Event()
+
+    async def wait_for_ever(state: dict[str, Any]) -> dict[str, Any]:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+        return {}
+
+    task = asyncio.create_task(executor_of(one_node(wait_for_ever)).execute(RecordedRun({"input": {"steps": []}})))
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert stopped.is_set()
+
+
+async def test_a_lost_lease_stops_the_graph_at_the_next_frame() -> None:
+    stopped = asyncio.Event()
+
+    async def tell_and_wait(state: dict[str, Any]) -> dict[str, Any]:
+        get_stream_writer()("a frame")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+        return {}
+
+    def refuse(event: str) -> None:
+        raise LeaseLost("gone")
+
+    run = RecordedRun({"input": {"steps": []}, "stream_mode": ["custom"]}, before_publish=refuse)
+    with pytest.raises(LeaseLost):
+        await executor_of(one_node(tell_and_wait)).execute(run)
+    assert stopped.is_set()
+
+
+async def test_a_second_attempt_goes_on_from_what_the_first_one_saved() -> None:
+    calls: list[str] = []
+
+    async def first(state: dict[str, Any]) -> dict[str, Any]:
+        calls.append("first")
+        return {"steps": ["first"]}
+
+    async def second(state: dict[str, Any]) -> dict[str, Any]:
+        calls.append("second")
+        if calls.count("second") == 1:
+            raise ConnectionError("the worker was lost here")
+        return {"steps": ["second"]}
+
+    executor = executor_of(two_nodes(first, second))
+    lost = RecordedRun({"input": {"steps": ["input"]}})
+    with pytest.raises(ConnectionError):
+        await executor.execute(lost)
+    again = next_attempt(lost)
+    await executor.execute(again)
+    assert calls == ["first", "second", "second"]
+    assert again.frames[-1] == ("values", {"steps": ["input", "first", "second"]})
+
+
+async def test_a_second_attempt_does_not_answer_a_question_that_the_first_one_raised() -> None:
+    async def ask_twice(state: dict[str, Any]) -> dict[str, Any]:
+        return {"steps": [interrupt("first?")]}
+
+    async def ask_again(state: dict[str, Any]) -> dict[str, Any]:
+        return {"steps": [interrupt("second?")]}
+
+    executor = executor_of(two_nodes(ask_twice, ask_again))
+    asking = RecordedRun({"input": {"steps": []}})
+    await executor.execute(asking)
+    answering = RecordedRun({"command": {"resume": "yes"}}, thread_id=asking.run.thread_id)
+    await executor.execute(answering)  # its worker is lost before it can say so
+    outcome = await executor.execute(next_attempt(answering))
+    assert [interrupts[0]["value"] for interrupts in outcome.interrupts.values()] == ["second?"]
+
+
+@pytest.mark.parametrize("where", [{"interrupt_before": ["gate"]}, {"interrupt_after": "*"}])
+async def test_a_second_attempt_does_not_pass_a_breakpoint_where_the_first_one_stopped(
+    executor: LangGraphExecutor, where: Any
+) -> None:
+    kwargs = {"input": {"messages": [], "n_tokens": 1}, "stream_mode": ["values", "updates"], **where}
+    lost = RecordedRun(kwargs)
+    paused = await executor.execute(lost)
+    again = next_attempt(lost)
+    assert await executor.execute(again) == paused
+    assert again.frames[0] == ("updates", {"__interrupt__": []})
+    assert again.frames[1] == lost.frames[-2]
+
+
+async def test_a_second_attempt_of_a_finished_run_shows_its_values_and_does_nothing(
+    executor: LangGraphExecutor,
+) -> None:
+    lost = RecordedRun({"input": {"messages": [], "n_tokens": 1}})
+    await executor.execute(lost)
+    again = next_attempt(lost)
+    assert (await executor.execute(again)).interrupts == {}
+    assert again.frames == lost.frames[-1:]
+
+
+async def test_a_checkpointer_that_the_graph_was_compiled_with_is_not_used() -> None:
+    theirs, ours = InMemorySaver(), InMemorySaver()
+
+    async def step(state: dict[str, Any]) -> dict[str, Any]:
+        return {"steps": ["step"]}
+
+    graph = one_node(step).copy({"checkpointer": theirs})
+    await executor_of(graph, ours).execute(RecordedRun({"input": {"steps": []}}))
+    assert ours.storage
+    assert not theirs.storage
+
+
+async def test_context_reaches_the_graph() -> None:
+    class Context(TypedDict):
+        who: str
+
+    async def greet(state: dict[str, Any], runtime: Runtime[Any]) -> dict[str, Any]:
+        return {"steps": [runtime.context["who"]]}
+
+    builder = StateGraph(Steps, context_schema=Context)
+    builder.add_node("greet", greet)
+    builder.add_edge(START, "greet")
+    run = RecordedRun({"input": {"steps": []}, "context": {"who": "ada"}})
+    await executor_of(builder.compile()).execute(run)
+    assert run.frames[-1] == ("values", {"steps": ["ada"]})
+
+
+async def test_a_frame_that_json_has_no_word_for_does_not_end_a_run() -> None:
+    async def tell(state: dict[str, Any]) -> dict[str, Any]:
+        get_stream_writer()({"set": {1}, (1, 2): b"x", "big": 2**70, "error": ValueError("x"), "lone": "\ud800"})
+        return {"steps": []}
+
+    run = RecordedRun({"input": {"steps": []}, "stream_mode": ["custom"]})
+    await executor_of(one_node(tell)).execute(run)
+    told = {"set": [1], "(1, 2)": "eA==", "big": 2.0**70, "error": {"error": "ValueError", "message": "x"}, "lone": "?"}
+    assert run.frames == [("custom", told)]
+
+
+class Steps(TypedDict):
+    steps: Annotated[list[str], operator.add]
+
+
+class Chat(TypedDict):
+    messages: Annotated[list[AnyMessage], add_messages]
+
+
+async def test_chunks_that_a_node_returns_are_recorded_as_the_messages_they_are() -> None:
+    async def answer(state: Chat) -> dict[str, Any]:
+        return {"messages": [AIMessageChunk(content="whole", id="1"), AIMessage("other", id="2")]}
+
+    builder = StateGraph(Chat)
+    builder.add_node("answer", answer)
+    builder.add_edge(START, "answer")
+    run = RecordedRun({"input": {"messages": []}})
+    await executor_of(builder.compile()).execute(run)
+    assert [(message["id"], message["type"]) for message in run.messages] == [("1", "ai"), ("2", "ai")]
+
+
+def one_node(node: Any) -> Any:
+    builder = StateGraph(Steps)
+    builder.add_node("node", node)
+    builder.add_edge(START, "node")
+    builder.add_edge("node", END)
+    return builder.compile()
+
+
+def two_nodes(first: Any, second: Any) -> Any:
+    builder = StateGraph(Steps)
+    builder.add_node("first", first)
+    builder.add_node("second", second)
+    builder.add_edge(START, "first")
+    builder.add_edge("first", "second")
+    return builder.compile()
+
+
+def next_attempt(lost: RecordedRun) -> RecordedRun:
+    return RecordedRun(lost.run.kwargs, thread_id=lost.run.thread_id, run_id=lost.run.run_id, attempt=lost.attempt + 1)
