@@ -295,7 +295,7 @@ class Worker:
 
 
 def _raises_fence(request: Append) -> bool:
-    return any(isinstance(item, FactItem) and item.fact.raises_fence for item in request.items)
+    return any(isinstance(item, FactItem) and item.raises_fence for item in request.items)
 
 
 def _first_page(run: Run, facts: Sequence[Fact]) -> tuple[str, list[bytes]] | None:

@@ -26,17 +26,18 @@ ANONYMOUS = Provenance()
 class FactItem:
     """One fact to append, encoded. With `idem_key` it is stored once a thread, however often it is sent."""
 
-    fact: Fact
+    topic: str
+    run_id: str | None
+    state: bytes
+    raises_fence: bool = False
     provenance: Provenance = ANONYMOUS
     idem_key: str | None = None
-    state: bytes = b""
 
-    def __post_init__(self) -> None:
-        self.state = self.state or codec.encode(self.fact)
-
-    @property
-    def run_id(self) -> str | None:
-        return self.fact.run_id if isinstance(self.fact, RunFact) else None
+    @classmethod
+    def of(cls, fact: Fact, provenance: Provenance = ANONYMOUS, idem_key: str | None = None) -> FactItem:
+        """`fact`, encoded. Raises ValueError when it cannot be JSON."""
+        run_id = fact.run_id if isinstance(fact, RunFact) else None
+        return cls(fact.topic, run_id, codec.encode(fact), fact.raises_fence, provenance, idem_key)
 
 
 @dataclass(slots=True)
@@ -223,7 +224,7 @@ class _Columns:
         for item in request.items:
             if isinstance(item, FactItem):
                 events, facts = events + 1, facts + 1
-                fences += item.fact.raises_fence
+                fences += item.raises_fence
                 self._add_fact(request.thread_id, item, events, facts)
             else:
                 events += len(item.bodies)
@@ -234,7 +235,7 @@ class _Columns:
 
     def _add_fact(self, thread_id: str, item: FactItem, off: int, number: int) -> None:
         provenance = item.provenance
-        row = (thread_id, off, 1, item.run_id, item.fact.topic, item.state, number, None)
+        row = (thread_id, off, 1, item.run_id, item.topic, item.state, number, None)
         who = (provenance.actor, provenance.reason, provenance.correlation_id, provenance.causation_id, item.idem_key)
         self._extend((*row, *who))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from runs_es.domain import FACT_TYPES, Fact, RunFact, UnknownTopic
+from runs_es.domain import FACT_TYPES, Fact, UnknownTopic
 
 Upcast = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -20,9 +20,9 @@ _TYPES: dict[str, type[Fact]] = {kind.topic: kind for kind in FACT_TYPES}
 # topic -> current version (1 where absent); (topic, version) -> what makes the next version of it.
 _VERSIONS: dict[str, int] = {}
 _UPCASTS: dict[tuple[str, int], Upcast] = {}
-_COLUMNS = frozenset({"thread_id", "run_id", "category"})
+_NOT_STORED = frozenset({"thread_id", "category"})
 _STATE_FIELDS: dict[str, tuple[str, ...]] = {
-    topic: tuple(item.name for item in fields(kind) if item.name not in _COLUMNS) for topic, kind in _TYPES.items()
+    topic: tuple(item.name for item in fields(kind) if item.name not in _NOT_STORED) for topic, kind in _TYPES.items()
 }
 _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_PASSTHROUGH_DATACLASS
 
@@ -39,7 +39,18 @@ def encode(fact: Fact) -> bytes:
         raise ValueError(f"{fact.topic} cannot be stored as JSON: {error}") from error
 
 
-def decode(topic: str, state: bytes, thread_id: str, run_id: str | None) -> Fact:
+def topic_of(topic: str) -> type[Fact] | None:
+    """The kind of fact that a topic names; None for a topic that is not ours."""
+    return _TYPES.get(topic)
+
+
+def run_id_of(state: bytes) -> str | None:
+    """The run that a stored state is about."""
+    found = orjson.loads(state).get("run_id")
+    return found if isinstance(found, str) else None
+
+
+def decode(topic: str, state: bytes, thread_id: str) -> Fact:
     """The fact of a stored row. Raises UnknownTopic for a topic or version this code does not know."""
     kind = _TYPES.get(topic)
     if kind is None:
@@ -52,6 +63,4 @@ def decode(topic: str, state: bytes, thread_id: str, run_id: str | None) -> Fact
     while version < current:
         values = _UPCASTS[topic, version](values)
         version += 1
-    if issubclass(kind, RunFact):
-        values["run_id"] = run_id
     return kind(thread_id=thread_id, **values)

@@ -88,7 +88,7 @@ class EventLog:
 
     def item(self, fact: Fact, provenance: Provenance = ANONYMOUS, idem_key: str | None = None) -> FactItem:
         """A fact ready to append. Raises LimitExceeded when it is too large."""
-        item = FactItem(fact, provenance, idem_key)
+        item = FactItem.of(fact, provenance, idem_key)
         if len(item.state) > self.max_event_bytes:
             raise LimitExceeded(
                 f"{fact.topic} of {len(item.state)} bytes is over the limit of {self.max_event_bytes}"
@@ -125,7 +125,7 @@ def rows_of(request: Append, appended: Appended) -> list[Row]:
     frames = appended.frames - sum(len(item.bodies) for item in request.items if isinstance(item, PageItem))
     for item in request.items:
         if isinstance(item, FactItem):
-            rows.append(Row(seq, seq, item.run_id, item.fact.topic, item.state))
+            rows.append(Row(seq, seq, item.run_id, item.topic, item.state))
             seq += 1
         else:
             size = len(item.bodies)

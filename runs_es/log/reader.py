@@ -22,7 +22,7 @@ from runs_es.log.append import PAGE_TOPIC
 from runs_es.log.pages import decode_page, rendered
 
 _FACT_COLUMNS = (
-    "thread_id, run_id, topic, state, seq, revision, position, recorded_at, actor, reason, correlation_id, causation_id"
+    "thread_id, topic, state, seq, revision, position, recorded_at, actor, reason, correlation_id, causation_id"
 )
 # Topics that a fold of a run's or thread's life does not need.
 CONTENT_TOPICS = ("message.recorded", "event.recorded")
@@ -271,8 +271,8 @@ def facts_after(connection: Connection[Any], position: int, limit: int) -> list[
 
 def recorded(row: Sequence[Any]) -> Recorded:
     """A row of the fact columns. Raises UnknownTopic, with its position, for what this version does not know."""
-    thread_id, run_id, topic, state, seq, revision, position, at, *who = row
-    fact: Fact = codec.decode(topic, state, thread_id, run_id)
+    thread_id, topic, state, seq, revision, position, at, *who = row
+    fact: Fact = codec.decode(topic, state, thread_id)
     return Recorded(
         fact=fact,
         seq=seq,

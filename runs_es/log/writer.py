@@ -241,7 +241,7 @@ class LogWriter:
             elif item.idem_key:
                 return offset, connection.execute(_TRACE_KEY, (item.state, request.thread_id, item.idem_key)).fetchone()
             elif in_doubt:
-                fact_values = (request.thread_id, item.run_id, item.fact.topic, item.state)
+                fact_values = (request.thread_id, item.run_id, item.topic, item.state)
                 return offset, connection.execute(_TRACE_FACT, fact_values).fetchone()
             else:
                 offset += 1
