@@ -58,7 +58,13 @@ class Account:
         if not self.is_another:
             return os.access(folder, os.X_OK)
         command = ["/bin/sh", "-c", 'cd -- "$1"', "sh", os.fspath(folder)]
-        return _run(command, self).returncode == 0
+        try:
+            return _run(command, self).returncode == 0
+        except PermissionError as error:  # a container that took the right to change accounts from root
+            raise DatabaseUnavailable(
+                f"PostgreSQL does not run as root, and this process may not become {self.name} ({error.strerror}): "
+                "start as an ordinary user, or set RUNS_ES_DATABASE_URL"
+            ) from error
 
     def own(self, folder: Path) -> None:
         """Hand a folder of ours and all in it to this account; what it owns already is left alone."""

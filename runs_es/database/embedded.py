@@ -278,7 +278,7 @@ class EmbeddedPostgres:
             self.log.replace(self.log.with_name("server.log.1"))
         assert self._socket is not None
         server = [programs / "bin" / "postgres", "-D", self.cluster, "-h", "", "-k", self._socket, "-p", str(PORT)]
-        server += ["-c", f"config_file={self._configure()}"]
+        server += ["-c", f"config_file={self._configure()}", "-c", f"cluster_name={places.name_of(self.home)}"]
         with open(self.log, "ab", opener=_no_link) as log:
             # The shell leaves the server behind and ends at once, so nobody has to wait for it later.
             subprocess.run(

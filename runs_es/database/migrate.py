@@ -141,7 +141,7 @@ def _rights(schema: str) -> Iterator[None]:
             f"{schema}, {queue_schema(schema)} and {checkpoint_schema(schema)} made by an administrator and owned by it"
         ) from error
     except psycopg.OperationalError as error:
-        raise DatabaseUnavailable(f"The database went away: {error}") from error
+        raise DatabaseUnavailable(f"The database failed: {error}") from error
 
 
 @contextmanager

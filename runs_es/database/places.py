@@ -96,12 +96,12 @@ def recorded_socket_folder(home: Path) -> Path | None:
     except FileNotFoundError:
         return None
     # A copy of a data folder brings the record of the original, whose server is not to be taken for the copy's.
-    return place if place in (home / _INSIDE, place.with_name(_name(home))) else None
+    return place if place in (home / _INSIDE, place.with_name(name_of(home))) else None
 
 
 def socket_folder(home: Path, account: Account) -> Path:
     """Choose, make and record the folder of the socket; private to `account`."""
-    name = _name(home)
+    name = name_of(home)
     for place in (home / _INSIDE, Path(tempfile.gettempdir()).resolve() / name, Path("/tmp") / name):  # noqa: S108
         if _fits(place) and account.can_enter(place.parent):
             _make_private(place, account)
@@ -112,7 +112,8 @@ def socket_folder(home: Path, account: Account) -> Path:
     raise DatabaseUnavailable(f"No folder for the server's socket: {home} and the temporary folder are both unsuitable")
 
 
-def _name(home: Path) -> str:
+def name_of(home: Path) -> str:
+    """A name for the server of this folder that no other has: of its socket folder, and in its processes' titles."""
     return f"runs-es-{hashlib.sha256(os.fsencode(home)).hexdigest()[:16]}"
 
 

@@ -9,6 +9,8 @@ import os
 import subprocess
 from pathlib import Path
 
+from runs_es.database.places import name_of
+
 _PROC = Path("/proc")
 _LOOK_SECONDS = 10.0
 
@@ -35,13 +37,14 @@ def _serves(pid: int, cluster: Path) -> bool:
         return _serves_by_ps(pid)
     try:
         words = (process / "cmdline").read_bytes().split(b"\0")
-        # A child calls itself "postgres: …", the first one goes by the path it was started with.
+        # A child calls itself "postgres: <cluster_name>: …", the first one goes by the path it was started with.
         if not words[0].startswith(b"postgres") and not words[0].endswith(b"/postgres"):
             return False
         try:
             return (process / "cwd").samefile(cluster)
         except PermissionError:  # root without CAP_SYS_PTRACE, as in most containers
-            return os.fsencode(cluster) in words
+            title = f"postgres: {name_of(cluster.parent)}:".encode()
+            return os.fsencode(cluster) in words or words[0].startswith(title)
     except OSError:
         return False
 

@@ -89,6 +89,14 @@ def lives(home: Path) -> bool:
     return lock is None
 
 
+def gone(pid: int) -> bool:
+    """True also of a zombie, whose command line is empty."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes() == b""
+    except FileNotFoundError:
+        return True
+
+
 def starts(home: Path) -> int:
     return (home / "server.log").read_text().count("starting PostgreSQL")
 
@@ -166,7 +174,7 @@ def test_children_that_outlive_a_killed_postmaster_are_not_overlooked(
         os.kill(postmaster(server), signal.SIGKILL)
         with EmbeddedPostgres(data) as again:
             assert answer(again) == 42
-            assert not Path(f"/proc/{backend}/cwd").exists()
+            assert gone(backend)
 
 
 def test_the_last_of_two_processes_stops_the_server(data: Path) -> None:
@@ -407,7 +415,7 @@ def test_below_a_private_home_programs_and_cluster_lie_where_the_account_can_go(
         with EmbeddedPostgres(private / "data") as server, psycopg.connect(server.url) as connection:
             connection.execute("create table kept as select 45 as answer")
             assert server.home.parent == shared
-            assert Path(f"/proc/{postmaster(server)}/exe").readlink().is_relative_to(shared)
+            assert Path(f"/proc/{postmaster(server)}/cmdline").read_bytes().startswith(os.fsencode(shared))
     finally:
         os.umask(mask)
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
