@@ -89,7 +89,7 @@ class LogReader:
             max_size=pool_size,
             timeout=timeout,
             configure=partial(session.configure_reader, schema=schema),
-            kwargs={"application_name": "runs-es reader", "connect_timeout": 10},
+            kwargs={"application_name": "runs-es reader", **session.KEEPALIVE},
             check=ConnectionPool.check_connection,
             open=True,
             name="runs-es reader",

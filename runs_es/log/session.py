@@ -25,12 +25,20 @@ _WRITER_SETTINGS = {
     "statement_timeout": "0",
     "synchronous_commit": "on",
 }
+# A server that vanished without a word (power, network) is noticed within seconds, not after the kernel's 15 minutes.
+KEEPALIVE: dict[str, Any] = {
+    "connect_timeout": 10,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,  # milliseconds
+}
 _TRANSACTION_TIMEOUT_SINCE = 170000
 
 
 def connect(url: str, schema: str, name: str, **settings: str) -> Connection[TupleRow]:
     """An autocommit connection whose search_path is `schema`. `name` shows in pg_stat_activity."""
-    connection = psycopg.connect(url, autocommit=True, application_name=f"runs-es {name}", connect_timeout=10)
+    connection = psycopg.connect(url, autocommit=True, application_name=f"runs-es {name}", **KEEPALIVE)
     _configure(connection, schema, settings)
     return connection
 

@@ -1,0 +1,89 @@
+"""A proxy before PostgreSQL's socket that can keep a reply back and cut the connection: the lost acknowledgement."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from psycopg import conninfo
+
+_CHUNK = 65536
+
+
+class CuttingProxy:
+    """Listens on a unix socket of its own. Once `arm` was called, the next connection on which the client sends a
+    statement containing `marker` loses the reply: the server executes it, the client sees the connection die.
+    """
+
+    def __init__(self, url: str, folder: Path) -> None:
+        parts = conninfo.conninfo_to_dict(url)
+        port = str(parts.get("port") or 5432)
+        self._server = str(Path(str(parts["host"])) / f".s.PGSQL.{port}")
+        self.url = conninfo.make_conninfo(url, host=str(folder))
+        self.cuts = 0
+        self._armed: bytes | None = None
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(folder / f".s.PGSQL.{port}"))
+        self._listener.listen(16)
+        self._sockets: list[socket.socket] = []
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    def arm(self, marker: bytes) -> None:
+        """Cut the connection that sends `marker`, once, after the server has answered."""
+        self._armed = marker
+
+    def __enter__(self) -> CuttingProxy:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for each in (self._listener, *self._sockets):
+            each.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.socket(socket.AF_UNIX)
+            server.connect(self._server)
+            self._sockets += [client, server]
+            cut = threading.Event()
+            threading.Thread(target=self._upstream, args=(client, server, cut), daemon=True).start()
+            threading.Thread(target=self._downstream, args=(server, client, cut), daemon=True).start()
+
+    def _upstream(self, client: socket.socket, server: socket.socket, cut: threading.Event) -> None:
+        try:
+            while data := client.recv(_CHUNK):
+                if self._armed is not None and self._armed in data:
+                    self._armed = None
+                    cut.set()
+                server.sendall(data)
+        except OSError:
+            pass
+        _cut(server)
+
+    def _downstream(self, server: socket.socket, client: socket.socket, cut: threading.Event) -> None:
+        try:
+            while data := server.recv(_CHUNK):
+                if cut.is_set():
+                    # The reply is here, so the statement is committed: now the client must not hear of it.
+                    self.cuts += 1
+                    break
+                client.sendall(data)
+        except OSError:
+            pass
+        _cut(client)
+        _cut(server)
+
+
+def _cut(each: socket.socket) -> None:
+    # Shut down, not closed: another thread may be waiting in it, and is to wake.
+    with suppress(OSError):
+        each.shutdown(socket.SHUT_RDWR)
