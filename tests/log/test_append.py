@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import uuid
 from collections.abc import Iterator
@@ -56,9 +57,7 @@ def started(log: EventLog) -> tuple[Run, Appended]:
 
 
 def writer_of(log: EventLog, run: Run, claimed: Appended) -> RunWriter:
-    return RunWriter(
-        log.writer, thread_id=run.thread_id, run_id=run.run_id, fence=claimed.fence, frames=claimed.frames
-    )
+    return RunWriter(log.writer, thread_id=run.thread_id, run_id=run.run_id, fence=claimed.fence, frames=claimed.frames)
 
 
 def note(thread_id: str, text: str = "") -> Fact:
@@ -77,8 +76,8 @@ def test_seq_counts_facts_and_frames_of_a_thread_from_one(log: EventLog) -> None
         writer.publish(BODY)
     done = writer.record(log.item(note(run.thread_id))).result(10)
     rows = log.reader.rows_after(run.thread_id, 0, 100)
-    assert [row.first for row in rows][0] == 1
-    assert all(a.last + 1 == b.first for a, b in zip(rows, rows[1:], strict=False))
+    assert next(row.first for row in rows) == 1
+    assert all(a.last + 1 == b.first for a, b in itertools.pairwise(rows))
     assert rows[-1].last == done.last_seq == 8
     assert done.frames == 3
 
@@ -183,7 +182,7 @@ def test_a_fact_whose_acknowledgement_was_lost_is_in_the_log_once(database_url: 
 
 
 def test_the_same_idempotency_key_gives_the_first_result_again(log: EventLog) -> None:
-    thread_id, appended = born(log)
+    thread_id, _appended = born(log)
     first = log.append(thread_id, [note(thread_id, "one")], expected=1, idempotency_key="key").result(10)
     again = log.append(thread_id, [note(thread_id, "two")], expected=2, idempotency_key="key").result(10)
     assert (again.first_seq, again.repeated) == (first.first_seq, True)
@@ -191,15 +190,13 @@ def test_the_same_idempotency_key_gives_the_first_result_again(log: EventLog) ->
 
 
 def test_who_and_why_stand_on_every_fact(log: EventLog) -> None:
-    thread_id, appended = born(log)
+    thread_id, _appended = born(log)
     who = Provenance(actor="user:ada", reason="because", correlation_id="c", causation_id="d")
     log.append(thread_id, [note(thread_id), note(thread_id)], expected=1, provenance=who).result(10)
     assert [fact.provenance for fact in log.reader.facts(thread_id)[1:]] == [who, who]
 
 
-def test_recorded_times_never_go_back_within_a_thread_whatever_the_clock_does(
-    log: EventLog, database_url: str
-) -> None:
+def test_recorded_times_never_go_back_within_a_thread_whatever_the_clock_does(log: EventLog, database_url: str) -> None:
     thread_id, _ = born(log)
     future = datetime.fromisoformat("2999-01-01T00:00:00+00:00")
     with session.connect(database_url, "runs_es", "test") as connection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import uuid
 from multiprocessing.connection import Connection
@@ -40,9 +41,7 @@ def test_four_processes_with_sixteen_writers_lose_nothing(database_url: str, thr
     names = [str(uuid.uuid4()) for _ in range(threads)]
     stop = spawn.Event()
     follower = start(follow, database_url, stop)
-    writers = [
-        start(write, database_url, seed, names, WRITERS, facts // PROCESSES) for seed in range(PROCESSES)
-    ]
+    writers = [start(write, database_url, seed, names, WRITERS, facts // PROCESSES) for seed in range(PROCESSES)]
     reports: list[Report] = [received(*writer) for writer in writers]
     stop.set()
     followed: list[int] = received(*follower)
@@ -53,8 +52,8 @@ def test_four_processes_with_sixteen_writers_lose_nothing(database_url: str, thr
         events = sum(last - first + 1 for _, first, last in acknowledged)
         assert connection.execute("select sum(n)::bigint from events").fetchone() == (events,)
         holes = connection.execute(
-            "select count(*) from (select seq - n - coalesce(lag(seq) over (partition by thread_id order by seq), 0) gap"
-            " from events) x where gap <> 0"
+            "select count(*) from (select seq - n - coalesce(lag(seq) over w, 0) gap from events"
+            " window w as (partition by thread_id order by seq)) x where gap <> 0"
         ).fetchone()
         heads = connection.execute(
             "select count(*) from heads h join (select thread_id, max(seq) seq, sum(n) n, count(*) filter"
@@ -77,5 +76,5 @@ def test_four_processes_with_sixteen_writers_lose_nothing(database_url: str, thr
     assert len(positions) >= facts
     assert followed == positions, "a reader that follows position missed facts"
     taken = sorted(acknowledged)
-    overlaps = [a for a, b in zip(taken, taken[1:], strict=False) if a[0] == b[0] and a[2] >= b[1]]
+    overlaps = [a for a, b in itertools.pairwise(taken) if a[0] == b[0] and a[2] >= b[1]]
     assert overlaps == []
