@@ -1,0 +1,175 @@
+"""One place where the store is put together: `open_store`. The HTTP server uses it, and so does a library user.
+
+```python
+with open_store(Settings(), executor=MyExecutor()) as store:
+    run = asyncio.run(store.service.create_and_wait(CreateRunCommand(assistant_id="mine", input="hello")))
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from runs_es.database import open_database
+from runs_es.database.migrate import migrate
+from runs_es.execution.protocol import RunExecutor
+from runs_es.execution.queue import JobQueue
+from runs_es.execution.supervisor import WorkerSupervisor
+from runs_es.log.decisions import Decisions
+from runs_es.log.event_log import EventLog
+from runs_es.service.application import RunsApplicationService
+from runs_es.settings import Settings
+from runs_es.streams.cursor import RunStreams
+from runs_es.streams.hub import Hub
+from runs_projections.live import LiveProjector
+from runs_projections.readers import ProjectedEvents, ProjectedRuns, ProjectedThreads
+
+if TYPE_CHECKING:
+    from runs_es.execution.langgraph.graphs import GraphRegistry
+    from runs_es.execution.langgraph.state import GraphStateReader
+
+_THREADS = 32  # blocking calls of the application service at once
+_STATE_CONNECTIONS = 4
+
+
+class Store:
+    """Everything of one process. Close it, or use it as a context manager."""
+
+    service: RunsApplicationService
+    runs: ProjectedRuns
+    threads: ProjectedThreads
+    events: ProjectedEvents
+    log: EventLog
+    streams: RunStreams
+    registry: GraphRegistry | None
+    state: GraphStateReader | None
+
+    def __init__(self, settings: Settings, *, executor: RunExecutor | None, config: Path | None, work: bool) -> None:
+        self.settings = settings
+        self.worker: WorkerSupervisor | None = None
+        self._exit = ExitStack()
+        try:
+            self._open(executor, config, work)
+        except BaseException:
+            self._exit.close()
+            raise
+
+    def _open(self, executor: RunExecutor | None, config: Path | None, work: bool) -> None:
+        settings = self.settings
+        self.database = self._exit.enter_context(open_database(settings))
+        self.migrated = migrate(self.database.url, settings.db_schema)
+        self.log = self._exit.enter_context(
+            EventLog(
+                self.database.url,
+                settings.db_schema,
+                pool_size=settings.read_pool_size,
+                max_event_bytes=settings.max_frame_bytes,
+            )
+        )
+        threads = self._exit.enter_context(ThreadPoolExecutor(_THREADS, "runs-es service"))
+        projector = LiveProjector(self.log)
+        projector.start()
+        self._exit.callback(projector.close)
+        self.projector = projector
+        self.runs = ProjectedRuns(self.log, projector, wait=settings.list_wait_seconds)
+        self.events = ProjectedEvents(self.log, projector, wait=settings.list_wait_seconds)
+        self.threads = ProjectedThreads(self.log, projector, wait=settings.list_wait_seconds)
+        self.streams = RunStreams(Hub(self.log, ring_bytes=settings.ring_bytes), self.log.reader, threads)
+        self._exit.callback(self.streams.close)
+        self.queue = JobQueue(self.database.url, settings.db_schema)
+        self._exit.callback(self.queue.close)
+        self.decisions = Decisions(self.log)
+        self.service = RunsApplicationService(
+            decisions=self.decisions,
+            reader=self.log.reader,
+            streams=self.streams,
+            runs=self.runs,
+            events=self.events,
+            scheduler=self.queue,
+            threads=threads,
+        )
+        open_executor = self._graphs(config) if executor is None else _given(executor)
+        if work:
+            self._work(open_executor)
+
+    def _work(self, open_executor: Callable[[], AbstractAsyncContextManager[RunExecutor]]) -> None:
+        self.worker = WorkerSupervisor(
+            self.log, self.decisions, self.queue, open_executor, self.settings, self.runs.active_threads
+        )
+        self._exit.callback(self.worker.stop)
+        self.worker.start()
+
+    def _graphs(self, config: Path | None) -> Callable[[], AbstractAsyncContextManager[RunExecutor]]:
+        """The graphs of `config`, or the demo agent; how to run them, and how to read what they leave behind."""
+        from runs_es.execution.langgraph.graphs import GraphRegistry
+        from runs_es.execution.langgraph.saver import open_checkpoint_pool
+        from runs_es.execution.langgraph.state import GraphStateReader
+
+        registry = GraphRegistry.from_config(config) if config is not None else GraphRegistry.demo()
+        registry.load_all()
+        url, schema = self.database.url, self.settings.db_schema
+        self._checkpoints = open_checkpoint_pool(url, schema, _STATE_CONNECTIONS)
+        self.registry, self.state = registry, GraphStateReader(registry, self._checkpoints)
+
+        @asynccontextmanager
+        async def open_executor() -> AsyncIterator[RunExecutor]:
+            from runs_es.execution.langgraph.executor import LangGraphExecutor
+
+            async with open_checkpoint_pool(url, schema, self.settings.concurrency) as pool:
+                yield LangGraphExecutor.over_pool(registry, pool, schema)
+
+        return open_executor
+
+    @asynccontextmanager
+    async def reading_state(self) -> AsyncIterator[None]:
+        """While entered, `state` may be read, on the event loop that entered."""
+        if self.state is None:
+            yield
+            return
+        async with self._checkpoints:
+            yield
+
+    def close(self) -> None:
+        """Stop the worker, end streams without an end, write what is queued, let go of the database."""
+        self.streams.close()
+        self._exit.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    registry = None
+    state = None
+    _checkpoints: Any = None
+
+
+def open_store(
+    settings: Settings | None = None,
+    *,
+    executor: RunExecutor | None = None,
+    config: Path | None = None,
+    work: bool = True,
+) -> Store:
+    """Open the store: find or start the database, migrate it, follow it, and, with `work`, execute runs here.
+
+    Runs are executed by `executor`; without one by LangGraph, with the graphs of `config` (a langgraph.json), or else
+    the demo agent. Raises DatabaseUnavailable, MigrationFailed, GraphLoadError.
+    """
+    return Store(settings or Settings(), executor=executor, config=config, work=work)
+
+
+def _given(executor: RunExecutor) -> Callable[[], AbstractAsyncContextManager[RunExecutor]]:
+    @asynccontextmanager
+    async def open_executor() -> AsyncIterator[RunExecutor]:
+        yield executor
+
+    return open_executor
