@@ -96,3 +96,10 @@ def database_url(postgres_url: str, template_database: str) -> Iterator[str]:
 def settings(database_url: str, tmp_path: Path) -> Settings:
     """Settings that point at this test's database; change single ones with `model_copy(update=…)`."""
     return Settings(database_url=database_url, data_dir=tmp_path, db_schema=SCHEMA)
+
+
+@pytest.fixture(scope="module")
+def module_database_url(postgres_url: str, template_database: str) -> Iterator[str]:
+    """A migrated database that the tests of one module share."""
+    with new_database(postgres_url, template_database) as url:
+        yield url

@@ -1,0 +1,5 @@
+"""Execution: what an executor is given, the worker that runs it, the queue that says who should work."""
+
+from runs_es.execution.protocol import ActiveRun, RunExecutor, RunOutcome
+
+__all__ = ["ActiveRun", "RunExecutor", "RunOutcome"]

@@ -120,11 +120,11 @@ class RunsApplicationService:
 
     async def list_runs(self, query: ListRunsQuery) -> list[RunSnapshot]:
         """A thread's runs, newest first."""
-        return list(await self._call(self._runs.list_by_thread, query))
+        return await self._call(self._runs.list_by_thread, query)
 
     async def list_run_messages(self, query: ListRunMessagesQuery) -> list[RunMessageView]:
         """Messages in ascending seq."""
-        return list(await self._call(self._events.list_messages_by_run, query))
+        return await self._call(self._events.list_messages_by_run, query)
 
     # --- beyond the eight: waiting, deleting, threads ---
 

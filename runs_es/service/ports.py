@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from runs_es.domain import CancelAction, Fact, Provenance, Run
 from runs_es.service.commands import ListRunMessagesQuery, ListRunsQuery
-from runs_es.service.views import RunMessageView, StoredRunEvent
+from runs_es.service.views import RunMessageView, RunSnapshot, StoredRunEvent
 from runs_es.streams.broker import RunStreamEvent
 
 
@@ -20,7 +20,7 @@ class RunRepository(Protocol):
     def get(self, run_id: str, *, thread_id: str | None = None, user_id: str | None = None) -> Run | None:
         """The run as its facts tell, always current; None when absent, deleted, or another's."""
 
-    def list_by_thread(self, query: ListRunsQuery) -> list[Run]:
+    def list_by_thread(self, query: ListRunsQuery) -> list[RunSnapshot]:
         """A thread's runs from the read model, newest first; waits, bounded, for the thread's newest fact."""
 
     def delete(self, run_id: str, *, provenance: Provenance = ...) -> None:
