@@ -1,0 +1,203 @@
+"""Stored events, facts and streamed frames alike, read from the log itself: always current, and never folded.
+
+A row of the log is a fact or a page of frames; a list is cut by events, so a page that lies across a cursor is split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from runs_es.domain import (
+    FACT_TYPES,
+    EventCategory,
+    EventRecorded,
+    Fact,
+    MessageRecorded,
+    Provenance,
+    RunFact,
+)
+from runs_es.domain.facts import MAX_EVENT_TYPE
+from runs_es.log import codec
+from runs_es.log.append import PAGE_TOPIC
+from runs_es.log.pages import data_of, decode_page, event_of
+from runs_es.log.reader import LogReader, recorded
+from runs_es.service.views import StoredRunEvent
+from runs_projections.lookups import tombstone
+from runs_projections.stored_text import utc
+
+_COLUMNS = (
+    "thread_id, topic, state, seq, revision, position, recorded_at, actor, reason, correlation_id,"
+    " causation_id, n"
+)
+_CHUNK = 64  # rows at a time: a page may have a megabyte
+# Said of the fact elsewhere in the envelope, or (claim_id) nobody's business.
+_NOT_CONTENT = ("v", "claim_id")
+# Types that are never a frame's. `error` is a category, and the name of a frame too.
+_OF_FACTS = frozenset({kind.topic for kind in FACT_TYPES} | set(EventCategory) - {"stream", "error"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    """Which rows: of a thread or a run in it, with anything after `after` and before `before` (exclusive)."""
+
+    thread_id: str
+    run_id: str | None
+    after: int
+    before: int | None
+    pages: tuple[int, int | None] | None  # where a run's pages lie; None: do not read pages
+
+
+class _Types:
+    """Which events are asked for, by type or category; None means all of them."""
+
+    def __init__(self, types: Sequence[str] | None) -> None:
+        self._facts = None if types is None else frozenset(types)
+        self._frames = None if types is None or EventCategory.STREAM in types else frozenset(types) - _OF_FACTS
+
+    @property
+    def none(self) -> bool:
+        return self._facts is not None and not self._facts
+
+    @property
+    def no_frames(self) -> bool:
+        return self._frames is not None and not self._frames
+
+    def has_fact(self, event: StoredRunEvent) -> bool:
+        return self._facts is None or event.event_type in self._facts or event.category in self._facts
+
+    def has_frame(self, event_type: str) -> bool:
+        return self._frames is None or event_type in self._frames
+
+
+def list_events(
+    reader: LogReader,
+    thread_id: str,
+    run_id: str | None,
+    *,
+    after_seq: int | None,
+    before_seq: int | None,
+    limit: int,
+    types: Sequence[str] | None,
+) -> list[StoredRunEvent]:
+    """As `RunEventLog.list_events_by_run`. What was before the thread's last deletion is not shown."""
+    wanted = _Types(types)
+    if limit <= 0 or wanted.none:
+        return []
+    pages = None if wanted.no_frames else _where_pages_lie(reader, thread_id, run_id)
+    after = max(after_seq or 0, tombstone(reader, thread_id))
+    events = _events(reader, _Range(thread_id, run_id, after, before_seq, pages), wanted, after_seq is not None)
+    found = [event for event, _ in zip(events, range(limit), strict=False)]
+    return found if after_seq is not None else found[::-1]
+
+
+def _where_pages_lie(reader: LogReader, thread_id: str, run_id: str | None) -> tuple[int, int | None] | None:
+    if run_id is None:
+        return 0, None
+    bounds = reader.bounds(thread_id, run_id)
+    return None if bounds is None or bounds.started is None else (bounds.started, bounds.ended)
+
+
+def _events(reader: LogReader, rows: _Range, wanted: _Types, ascending: bool) -> Iterator[StoredRunEvent]:
+    """All wanted events of these rows, read chunk by chunk."""
+    after, before = rows.after, rows.before
+    while True:
+        chunk = _read(reader, _Range(rows.thread_id, rows.run_id, after, before, rows.pages), ascending)
+        for row in chunk:
+            events = _page_events(row, rows, wanted) if row[2] == PAGE_TOPIC else _fact_events(row, wanted)
+            yield from events if ascending else reversed(list(events))
+        if len(chunk) < _CHUNK:
+            return
+        last_seq, n = chunk[-1][4], chunk[-1][12]
+        if ascending:
+            after = last_seq
+        else:
+            before = last_seq - n + 1
+
+
+def _read(reader: LogReader, rows: _Range, ascending: bool) -> list[Any]:
+    """The next chunk of rows, from the end that the list begins at."""
+    bounds = "thread_id = %(thread)s and seq > %(after)s"
+    if rows.before is not None:
+        # One row may begin before the cursor and end behind it.
+        bounds += (
+            " and seq <= coalesce((select e.seq from events e where e.thread_id = %(thread)s and e.seq >= %(before)s"
+            " order by e.seq limit 1), 9223372036854775807) and seq - n + 1 < %(before)s"
+        )
+    order = f"order by seq {'asc' if ascending else 'desc'} limit {_CHUNK}"
+    parameters = {"thread": rows.thread_id, "after": rows.after, "before": rows.before, "run": rows.run_id}
+    if rows.run_id is None:
+        table = "events" if rows.pages is not None else "events_facts"
+        statement = f"select {_COLUMNS} from {table} where {bounds} {order}"
+    else:
+        statement = f"(select {_COLUMNS} from events_facts where {bounds} and run_id = %(run)s {order})"
+        if rows.pages is not None:
+            bounds += " and segment > 0 and seq > %(started)s and seq < %(ended)s and run_id = %(run)s"
+            parameters |= {"started": rows.pages[0], "ended": rows.pages[1] or 2**63 - 1}
+            statement = f"{statement} union all (select {_COLUMNS} from events where {bounds} {order}) {order}"
+    with reader.connection() as connection:
+        return connection.execute(statement, parameters, binary=True).fetchall()
+
+
+def _page_events(row: Sequence[Any], rows: _Range, wanted: _Types) -> Iterator[StoredRunEvent]:
+    thread_id, run_id, _, state, last, _, _, at, *_, n = row
+    created_at = utc(at.isoformat())
+    for seq, body in enumerate(decode_page(state), last - n + 1):
+        if seq <= rows.after or (rows.before is not None and seq >= rows.before):
+            continue
+        name = event_of(body)
+        event_type = name.split("|", 1)[0][:MAX_EVENT_TYPE]
+        if not wanted.has_frame(event_type):
+            continue
+        yield StoredRunEvent(
+            thread_id=thread_id,
+            run_id=run_id,
+            seq=seq,
+            event_type=event_type,
+            category=EventCategory.STREAM.value,
+            content=_parsed(data_of(body)),
+            metadata={"event": name},
+            created_at=created_at,
+        )
+
+
+def _parsed(data: bytes) -> Any:
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return data.decode(errors="replace")
+
+
+def _fact_events(row: Sequence[Any], wanted: _Types) -> Iterator[StoredRunEvent]:
+    stored = recorded(row[:12])
+    event = fact_event(stored.fact, stored.seq, stored.recorded_at, stored.provenance)
+    if wanted.has_fact(event):
+        yield event
+
+
+def fact_event(fact: Fact, seq: int, recorded_at: str, provenance: Provenance) -> StoredRunEvent:
+    """A fact as a stored event. A recorded message or event is shown as what was recorded, others as their fields."""
+    event_type: str = fact.topic
+    metadata: dict[str, Any] = {}
+    if isinstance(fact, MessageRecorded | EventRecorded):
+        event_type, content, metadata = fact.event_type, fact.content, dict(fact.metadata)
+    else:
+        fields = orjson.loads(codec.encode(fact))
+        content = {name: value for name, value in fields.items() if name not in _NOT_CONTENT}
+    who = {name: value for name in _PROVENANCE if (value := getattr(provenance, name)) is not None}
+    return StoredRunEvent(
+        thread_id=fact.thread_id,
+        run_id=fact.run_id if isinstance(fact, RunFact) else "",
+        seq=seq,
+        event_type=event_type,
+        category=fact.category.value,
+        content=content,
+        metadata={**metadata, **who},
+        created_at=utc(recorded_at),
+    )
+
+
+_PROVENANCE = ("actor", "reason", "correlation_id", "causation_id")

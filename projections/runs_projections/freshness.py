@@ -1,0 +1,132 @@
+"""Lists that say how fresh they are, and waiting until they are fresh enough.
+
+A list is current when its read model had passed the newest fact that concerned it when it was asked for. Position and
+rows come from one statement: read one after the other, a rebuild could empty the table in between.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from runs_es.log.reader import LogReader
+from runs_projections import store
+from runs_projections.projection import Projection
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+_FIRST_PAUSE, _LAST_PAUSE = 0.005, 0.05
+
+
+class Listed(list[T]):
+    """A list as of `position`; `current` when every fact that was there when it was asked for is in it."""
+
+    def __init__(self, items: Iterable[T], *, current: bool, position: int) -> None:
+        super().__init__(items)
+        self.current = current
+        self.position = position
+
+
+class Counted(int):
+    """A number as of `position`, like `Listed`."""
+
+    current: bool
+    position: int
+
+    def __new__(cls, number: int, *, current: bool, position: int) -> Counted:
+        counted = super().__new__(cls, number)
+        counted.current, counted.position = current, position
+        return counted
+
+
+class Waiter(Protocol):
+    """Whoever knows when a projection has reached a position: the process's `LiveProjector`, or `TrackingPoll`."""
+
+    def wait_for(self, position: int, timeout: float, names: Iterable[str] | None = None) -> bool: ...
+
+
+class TrackingPoll:
+    """Waits by asking the database: for a process that only reads."""
+
+    def __init__(self, reader: LogReader) -> None:
+        self._reader = reader
+
+    def wait_for(self, position: int, timeout: float, names: Iterable[str] | None = None) -> bool:
+        wanted = list(names) if names is not None else None
+        deadline = time.monotonic() + timeout
+        pause = _FIRST_PAUSE
+        while not self._reached(position, wanted):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            time.sleep(min(pause, left))
+            pause = min(pause * 1.5, _LAST_PAUSE)
+        return True
+
+    def _reached(self, position: int, names: list[str] | None) -> bool:
+        with self._reader.connection() as connection:
+            row = connection.execute(
+                "select min(position) >= %s from tracking where %s::text[] is null or name = any(%s)",
+                (position, names, names),
+            ).fetchone()
+        return row == (True,)
+
+
+@dataclass(frozen=True)
+class TrackedTable(Generic[R]):
+    """The table of a projection, read together with its position; waits up to `seconds` for it to be current."""
+
+    reader: LogReader
+    projection: Projection[R]
+    waiter: Waiter
+    seconds: float
+
+    def listed(self, needed: int, source: str, order: str, parameters: Mapping[str, Any]) -> Listed[R]:
+        """Rows in `order` of `source`: all that follows `from <table> t` but for the order, with a limit named `limit`
+        and an offset named `offset`. `needed` is the position that makes the list current.
+        """
+        table = self.projection.table
+        statement = (
+            f"select p.position, r.* from {_POSITION} left join lateral ("
+            f"select row_number() over (order by {order}) as place, {store.select_list(table, 't')}"
+            f" from {table.name} t {source} order by {order} limit %(limit)s offset %(offset)s) r on true"
+            " order by r.place"
+        )
+
+        def read() -> tuple[int, Sequence[R]]:
+            answer = self._execute(statement, parameters)
+            return answer[0][0], [store.row_of(table, values[2:]) for values in answer if values[1] is not None]
+
+        position, rows, current = self._when_current(needed, read)
+        return Listed(rows, current=current, position=position)
+
+    def counted(self, needed: int, source: str, parameters: Mapping[str, Any]) -> Counted:
+        """How many rows `source` has."""
+        statement = (
+            f"select p.position, (select count(*) from {self.projection.table.name} t {source}) from {_POSITION}"
+        )
+        position, number, current = self._when_current(needed, lambda: self._execute(statement, parameters)[0])
+        return Counted(number, current=current, position=position)
+
+    def _execute(self, statement: str, parameters: Mapping[str, Any]) -> list[Any]:
+        named = {**parameters, "projection": self.projection.name, "version": self.projection.version}
+        with self.reader.connection() as connection:
+            return connection.execute(statement, named, binary=True).fetchall()
+
+    def _when_current(self, needed: int, read: Callable[[], tuple[int, T]]) -> tuple[int, T, bool]:
+        deadline = time.monotonic() + self.seconds
+        while True:
+            heard = self.waiter.wait_for(needed, max(deadline - time.monotonic(), 0), [self.projection.name])
+            position, answer = read()
+            if position >= needed or not heard or time.monotonic() >= deadline:
+                return position, answer, position >= needed
+            time.sleep(_FIRST_PAUSE)  # it has not heard yet that a rebuild took the position back
+
+
+_POSITION = (
+    "(select coalesce((select position from tracking where name = %(projection)s and version = %(version)s), 0)"
+    " as position) p"
+)

@@ -1,0 +1,280 @@
+"""The live driver: one thread a process that keeps the read models at the end of the log.
+
+Several processes may run it: each projection is led by one of them, the others look every second whether its session
+has ended. Leading only saves work; that nothing is applied twice or left out is the position's doing (tracking.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import psycopg
+from psycopg import Connection
+from psycopg.rows import TupleRow
+
+from runs_es.domain import Recorded
+from runs_es.log.append import Append, Appended
+from runs_es.log.event_log import EventLog
+from runs_projections import feed, step, tracking
+from runs_projections.messages import MESSAGES
+from runs_projections.projection import AnyProjection
+from runs_projections.runs import RUNS
+from runs_projections.threads import THREADS
+
+logger = logging.getLogger(__name__)
+
+PROJECTIONS: tuple[AnyProjection, ...] = (RUNS, MESSAGES, THREADS)
+
+_LOOK_SECONDS = 1.0  # without any news: is there a projection to lead, or has a hint been lost?
+_HINT_SECONDS = 0.01  # hints come for pages too, many a second; they may wait so long for each other
+_REFUSED_SECONDS = 0.05  # a rebuild has the gate
+_FIRST_POLL, _LAST_POLL = 0.005, 0.05  # seconds, while somebody waits for what another process leads
+_FAILED_WAIT = 0.1  # what failed here may go on elsewhere, but hardly soon
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a projection stands still in this process, and at which fact."""
+
+    position: int
+    reason: str
+
+
+class LiveProjector:
+    """Follows `log` from `start` to `close`. A projection that fails stops alone: see `failures`."""
+
+    def __init__(
+        self,
+        log: EventLog,
+        projections: Sequence[AnyProjection] = PROJECTIONS,
+        *,
+        batch: int = 500,
+        batch_bytes: int = 16 * 1024 * 1024,
+    ) -> None:
+        self.failures: dict[str, Failure] = {}
+        self._log, self._schema = log, log.schema
+        self._projections = tuple(projections)
+        self._batch, self._batch_bytes = batch, batch_bytes
+        self._positions: dict[str, int] = {}
+        self._led: dict[str, AnyProjection] = {}
+        self._looked = self._read_at = 0.0
+        self._refused = False
+        self._wake = threading.Condition()
+        self._urgent = self._hinted = self._closing = False
+        self._reached = threading.Condition()
+        self._waiting = 0
+        self._poll = _FIRST_POLL
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> LiveProjector:
+        """Begin to follow. Entering as a context manager does it too."""
+        self._log.watch(on_commit=self._committed, on_hints=self._heard, on_poll=self._heard)
+        self._thread = threading.Thread(target=self._run, name="runs-es projector", daemon=True)
+        self._thread.start()
+        return self
+
+    def close(self) -> None:
+        """Finish the batch under way and let another process lead."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        with self._reached:
+            self._reached.notify_all()
+        if self._thread is not None:
+            self._thread.join(30)
+
+    def __enter__(self) -> LiveProjector:
+        return self.start()
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def leads(self) -> frozenset[str]:
+        """The projections that this process leads."""
+        return frozenset(self._led)
+
+    def wait_for(self, position: int, timeout: float, names: Iterable[str] | None = None) -> bool:
+        """Block until these projections (all, if not said) have reached `position`; False after `timeout` seconds.
+
+        Whichever process leads them. One that failed here is waited for only briefly.
+        """
+        wanted = tuple(names) if names is not None else tuple(each.name for each in self._projections)
+        if self._has_reached(position, wanted):
+            return True
+        if not self.failures.keys().isdisjoint(wanted):
+            timeout = min(timeout, _FAILED_WAIT)
+        with self._reached:
+            self._waiting += 1
+            self._poll = _FIRST_POLL
+        try:
+            self._rouse()
+            with self._reached:
+                self._reached.wait_for(lambda: self._closing or self._has_reached(position, wanted), timeout)
+        finally:
+            with self._reached:
+                self._waiting -= 1
+        return self._has_reached(position, wanted)
+
+    def _has_reached(self, position: int, names: Iterable[str]) -> bool:
+        return all(self._positions.get(name, -1) >= position for name in names)
+
+    # --- called by the log, in its threads ---
+
+    def _committed(self, committed: Sequence[tuple[Append, Appended]]) -> None:
+        if any(appended.position is not None for _, appended in committed):
+            self._rouse()
+
+    def _heard(self, _: Mapping[str, int] | None = None) -> None:
+        with self._wake:
+            self._hinted = True
+            self._wake.notify()
+
+    def _rouse(self) -> None:
+        with self._wake:
+            self._urgent = True
+            self._wake.notify()
+
+    # --- the projector's thread ---
+
+    def _run(self) -> None:
+        while not self._closing:
+            try:
+                with tracking.connect(self._log.url, self._schema, "projector") as connection:
+                    tracking.ensure(connection, self._projections)
+                    self._follow(connection)
+            except psycopg.Error as error:
+                logger.warning("the projector's connection failed: %s", error)
+            except Exception:
+                logger.exception("the projector failed; it begins again")
+            # The session is gone, and with it what this process led.
+            self._led.clear()
+            self._looked = 0.0
+            with self._wake:
+                self._wake.wait_for(lambda: self._closing, _LOOK_SECONDS)
+
+    def _follow(self, connection: Connection[TupleRow]) -> None:
+        while not self._closing:
+            if time.monotonic() - self._looked >= _LOOK_SECONDS:
+                self._look(connection)
+            elif self._waiting and len(self._led) < len(self._projections):
+                self._note(tracking.positions(connection, self._others()))
+            if not self._round(connection):
+                self._idle()
+
+    def _look(self, connection: Connection[TupleRow]) -> None:
+        """Lead what nobody leads, and see where everything stands: a rebuild may have taken a position back."""
+        for projection in self._others():
+            if projection.name not in self.failures and tracking.try_lead(connection, self._schema, projection):
+                self._led[projection.name] = projection
+        self._note(tracking.positions(connection, self._projections))
+        self._looked = time.monotonic()
+
+    def _others(self) -> list[AnyProjection]:
+        return [each for each in self._projections if each.name not in self._led]
+
+    def _round(self, connection: Connection[TupleRow]) -> bool:
+        """Take what this process leads over the next portion of facts; False when there was none."""
+        self._refused = worked = False
+        self._read_at = time.monotonic()
+        at = self._positions.__getitem__
+        for position, names in groupby(sorted(self._led, key=at), key=at):
+            group = [self._led[name] for name in names]
+            portion = feed.after(connection, position, self._batch, self._batch_bytes)
+            if portion.recordeds:
+                worked |= self._apply(connection, group, position, portion.recordeds)
+            elif portion.unreadable is not None:
+                for projection in group:
+                    self._fail(connection, projection, portion.unreadable.position, portion.unreadable.error)
+        return worked
+
+    def _apply(
+        self,
+        connection: Connection[TupleRow],
+        group: Sequence[AnyProjection],
+        position: int,
+        recordeds: Sequence[Recorded],
+    ) -> bool:
+        try:
+            moved = step.advance(connection, self._schema, group, position, recordeds)
+        except Exception as error:
+            if _is_of_the_connection(error):
+                raise
+            self._apply_singly(connection, group, position, recordeds)
+            return True
+        if moved:
+            self._note({projection.name: recordeds[-1].position for projection in group})
+        else:
+            self._refused = True
+            self._note(tracking.positions(connection, group))
+        return moved
+
+    def _apply_singly(
+        self,
+        connection: Connection[TupleRow],
+        group: Sequence[AnyProjection],
+        position: int,
+        recordeds: Sequence[Recorded],
+    ) -> None:
+        """Fact by fact, each projection alone: which one fails, and at which fact?"""
+        for projection in group:
+            at = position
+            for recorded in recordeds:
+                try:
+                    if not step.advance(connection, self._schema, [projection], at, [recorded]):
+                        break
+                except Exception as error:
+                    if _is_of_the_connection(error):
+                        raise
+                    self._fail(connection, projection, recorded.position, error)
+                    break
+                at = recorded.position
+        self._note(tracking.positions(connection, group))
+
+    def _fail(
+        self, connection: Connection[TupleRow], projection: AnyProjection, position: int, error: Exception
+    ) -> None:
+        """Stop this projection here and let another process, perhaps of a newer version, lead it."""
+        reason = f"{type(error).__name__}: {error}"
+        self.failures[projection.name] = Failure(position, reason)
+        logger.error("projection %s stopped at position %d: %s", projection.name, position, reason, exc_info=error)
+        self._led.pop(projection.name, None)
+        tracking.stop_leading(connection, self._schema, projection)
+
+    def _note(self, positions: Mapping[str, int]) -> None:
+        with self._reached:
+            if any(self._positions.get(name) != position for name, position in positions.items()):
+                self._positions.update(positions)
+                self._poll = _FIRST_POLL
+                self._reached.notify_all()
+
+    def _idle(self) -> None:
+        """Wait for news. What arrives from here on is read in the next round, so the marks are wiped here."""
+        with self._wake:
+            if self._refused:
+                self._wake.wait_for(lambda: self._closing, _REFUSED_SECONDS)
+            self._wake.wait_for(lambda: self._urgent or self._hinted or self._closing, self._pause())
+            if self._hinted and not self._urgent:
+                early = self._read_at + _HINT_SECONDS - time.monotonic()
+                self._wake.wait_for(lambda: self._urgent or self._closing, max(early, 0))
+            self._urgent = self._hinted = False
+
+    def _pause(self) -> float:
+        if self._refused:
+            return 0.0
+        if self._waiting and len(self._led) < len(self._projections):
+            self._poll = min(self._poll * 1.5, _LAST_POLL)
+            return self._poll
+        return _LOOK_SECONDS
+
+
+def _is_of_the_connection(error: Exception) -> bool:
+    """Whether trying again later may help: the server or the session is in trouble, not the facts."""
+    if isinstance(error, psycopg.errors.ProgramLimitExceeded):
+        return False
+    return isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | psycopg.InternalError)

@@ -1,0 +1,102 @@
+"""The read model `messages`: the newest version that each run recorded of each message.
+
+A list shows one entry a message id, the newest of all runs. The version of an earlier run is kept beneath it, so that
+deleting the run that edited a message brings back what was there before, by deleting rows and no more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import orjson
+
+from runs_es.domain import MessageRecorded, Recorded, RunDeleted, ThreadDeleted, ThreadErased
+from runs_es.service.views import RunMessageView
+from runs_projections.projection import BIGINT, JSON, TEXT, Column, Key, Projection, Scope, Table
+from runs_projections.stored_text import encoded, utc
+
+
+@dataclass(frozen=True, slots=True)
+class MessageRow:
+    """`content` and `metadata` are JSON text; `seq` is of the newest version, `first_seq` of the run's first."""
+
+    thread_id: str
+    run_id: str
+    message_id: str
+    seq: int
+    first_seq: int
+    event_type: str
+    content: str
+    metadata: str
+    created_at: str
+
+    def view(self) -> RunMessageView:
+        return RunMessageView(
+            thread_id=self.thread_id,
+            run_id=self.run_id,
+            seq=self.seq,
+            event_type=self.event_type,
+            content=orjson.loads(self.content),
+            metadata=orjson.loads(self.metadata),
+            created_at=self.created_at,
+        )
+
+
+def key(recorded: Recorded) -> Key | None:
+    fact = recorded.fact
+    return (fact.thread_id, fact.run_id, fact.message_id) if isinstance(fact, MessageRecorded) else None
+
+
+def clears(recorded: Recorded) -> Scope | None:
+    match recorded.fact:
+        case ThreadDeleted() | ThreadErased() as fact:
+            return (fact.thread_id,)
+        case RunDeleted() as fact:
+            return fact.thread_id, fact.run_id
+        case _:
+            return None
+
+
+def evolve(row: MessageRow | None, recorded: Recorded) -> MessageRow | None:
+    """The message as this fact tells it."""
+    fact = recorded.fact
+    if not isinstance(fact, MessageRecorded):
+        return row
+    return MessageRow(
+        thread_id=fact.thread_id,
+        run_id=fact.run_id,
+        message_id=fact.message_id,
+        seq=recorded.seq,
+        first_seq=row.first_seq if row else recorded.seq,
+        event_type=fact.event_type,
+        content=encoded(fact.content),
+        metadata=encoded(fact.metadata),
+        created_at=utc(recorded.recorded_at),
+    )
+
+
+MESSAGES = Projection(
+    name="messages",
+    version=1,
+    table=Table(
+        name="messages",
+        row=MessageRow,
+        key=("thread_id", "run_id", "message_id"),
+        # Three ids of 255 characters each may be longer than an index entry.
+        unique="thread_id, message_id, md5(run_id)",
+        columns=(
+            Column("thread_id", TEXT),
+            Column("run_id", TEXT),
+            Column("message_id", TEXT),
+            Column("seq", BIGINT),
+            Column("first_seq", BIGINT),
+            Column("event_type", TEXT),
+            Column("content", JSON),
+            Column("metadata", JSON),
+            Column("created_at", TEXT),
+        ),
+    ),
+    key=key,
+    evolve=evolve,
+    clears=clears,
+)

@@ -1,0 +1,335 @@
+"""The store's readers over read models and log: the ports `RunRepository` and `RunEventLog`, and threads.
+
+One thing is read by folding its facts and is always current. Lists come from read models: they wait, bounded by `wait`
+seconds, until these show what the caller may know of, and say whether they do (`Listed`). A `user_id` of None asks as
+everybody; what has no user is everybody's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from runs_es.domain import (
+    Fact,
+    Provenance,
+    Run,
+    RunCreated,
+    RunDeleted,
+    RunFact,
+    RunId,
+    RunNotFound,
+    Thread,
+    ThreadCreated,
+    ThreadNotFound,
+    WriteConflict,
+)
+from runs_es.log.append import ANONYMOUS
+from runs_es.log.decisions import Decision, Decisions
+from runs_es.log.event_log import EventLog
+from runs_es.log.reader import Head
+from runs_es.service.commands import ListRunMessagesQuery, ListRunsQuery
+from runs_es.service.views import RunMessageView, RunSnapshot, StoredRunEvent, ThreadSnapshot
+from runs_projections import store
+from runs_projections.events import fact_event, list_events
+from runs_projections.freshness import Counted, Listed, TrackedTable, TrackingPoll, Waiter
+from runs_projections.lookups import find_run
+from runs_projections.messages import MESSAGES
+from runs_projections.projection import Fold
+from runs_projections.runs import RUNS
+from runs_projections.stored_text import encoded, searchable, storable
+from runs_projections.threads import THREADS, ThreadRow
+
+_WAIT = 2.0  # seconds, as RUNS_ES_LIST_WAIT_SECONDS
+
+
+class ProjectedRuns:
+    """`RunRepository`. Without a `waiter` (the process's `LiveProjector`) it asks the database how far it is."""
+
+    def __init__(self, log: EventLog, waiter: Waiter | None = None, *, wait: float = _WAIT) -> None:
+        self._reader = log.reader
+        self._decisions = Decisions(log, kept_threads=64)
+        self._table = TrackedTable(log.reader, RUNS, waiter or TrackingPoll(log.reader), wait)
+
+    def get(self, run_id: str, *, thread_id: str | None = None, user_id: str | None = None) -> Run | None:
+        """The run as its facts tell, always current; None when absent, deleted, or another's."""
+        run = find_run(self._reader, run_id, thread_id)
+        return run if run is not None and _may_see(user_id, run.user_id) else None
+
+    def list_by_thread(self, query: ListRunsQuery) -> Listed[RunSnapshot]:
+        """A thread's runs, newest first."""
+        source = "where t.thread_id = %(thread)s"
+        if query.status is not None:
+            source += " and t.status = %(status)s"
+        if query.user_id is not None:
+            source += " and (t.user_id is null or t.user_id = %(user)s)"
+        parameters = {
+            "thread": storable(query.thread_id),
+            "status": _stored(query.status),
+            "user": _stored(query.user_id),
+            "limit": max(query.limit, 0),
+            "offset": max(query.offset, 0),
+        }
+        needed = self._reader.last_position(query.thread_id)
+        rows = self._table.listed(needed, source, "t.created_seq desc", parameters)
+        return Listed((row.snapshot() for row in rows), current=rows.current, position=rows.position)
+
+    def save(self, run: Run, provenance: Provenance = ANONYMOUS) -> None:
+        """Append the run's pending facts. Raises WriteConflict when the run changed since it was read, ThreadNotFound
+        when there is no such thread.
+        """
+        pending = run.pull_events()
+        if not pending:
+            return
+        is_new = isinstance(pending[0], RunCreated)
+
+        def decide(thread: Thread, _: Head) -> Decision:
+            if not thread.exists:
+                raise ThreadNotFound(run.thread_id)
+            stored = find_run(self._reader, run.run_id, run.thread_id)
+            # What the log will tell must be what the caller has in hand; then nobody has written in between.
+            if is_new != (stored is None) or (stored is not None and _state(stored, pending) != _state(run)):
+                raise WriteConflict(f"run {run.run_id} changed meanwhile")
+            return Decision(pending)
+
+        self._decisions.make(run.thread_id, decide, provenance=provenance)
+
+    def delete(self, run_id: str, *, provenance: Provenance = ANONYMOUS) -> None:
+        """Take a run out of every read model; one that has not ended is ended first. Raises RunNotFound."""
+        run = self.get(run_id)
+        if run is None:
+            raise RunNotFound(run_id)
+        self._decisions.make(
+            run.thread_id, lambda thread, _: Decision(thread.delete_run(run_id)), provenance=provenance
+        )
+
+    def active_threads(self) -> list[str]:
+        """Threads with a run that is pending or running, as far as the read model knows; for sweeps."""
+        with self._reader.connection() as connection:
+            rows = connection.execute(
+                "select distinct thread_id from runs where status in ('pending', 'running') order by thread_id"
+            ).fetchall()
+        return [thread_id for (thread_id,) in rows]
+
+
+def _state(run: Run, facts: Sequence[Fact] = ()) -> dict[str, Any]:
+    """All that a run is, after these facts."""
+    run = run.copy()
+    for fact in facts:
+        run.apply(fact)
+    return vars(run)
+
+
+class ProjectedEvents:
+    """`RunEventLog`: messages from their read model, events from the log."""
+
+    def __init__(self, log: EventLog, waiter: Waiter | None = None, *, wait: float = _WAIT) -> None:
+        self._reader = log.reader
+        self._decisions = Decisions(log, kept_threads=64)
+        self._table = TrackedTable(log.reader, MESSAGES, waiter or TrackingPoll(log.reader), wait)
+        self._threads = ProjectedThreads(log, waiter, wait=wait)
+
+    def append(self, events: Sequence[Fact], provenance: Provenance = ANONYMOUS) -> list[StoredRunEvent]:
+        """Append facts of one thread.
+
+        Raises ValueError for facts of several, ThreadNotFound and RunNotFound for facts of what is not there,
+        WriteConflict when the thread keeps changing.
+        """
+        if not events:
+            return []
+        thread_id = events[0].thread_id
+        if any(fact.thread_id != thread_id for fact in events):
+            raise ValueError("events of one call must be of one thread")
+
+        def decide(thread: Thread, _: Head) -> Decision:
+            self._check_there(thread, events)
+            return Decision(events)
+
+        appended = self._decisions.make(thread_id, decide, provenance=provenance).appended
+        assert appended is not None  # there were facts, and no idempotency key
+        return [
+            fact_event(fact, appended.first_seq + index, appended.recorded_at, provenance)
+            for index, fact in enumerate(events)
+        ]
+
+    def _check_there(self, thread: Thread, facts: Sequence[Fact]) -> None:
+        """Facts about what was deleted, or never was, would come back in lists."""
+        if not thread.exists and not isinstance(facts[0], ThreadCreated):
+            raise ThreadNotFound(thread.thread_id)
+        there, gone = set(thread.active), set[str]()
+        for fact in facts:
+            if not isinstance(fact, RunFact):
+                continue
+            if isinstance(fact, RunCreated):
+                there.add(RunId(fact.run_id))
+            elif fact.run_id in gone or (
+                fact.run_id not in there and find_run(self._reader, fact.run_id, thread.thread_id) is None
+            ):
+                raise RunNotFound(fact.run_id)
+            if isinstance(fact, RunDeleted):
+                gone.add(fact.run_id)
+
+    def list_messages_by_run(self, query: ListRunMessagesQuery) -> Listed[RunMessageView]:
+        """One entry a message id, at the seq of its newest version, ascending."""
+        needed = self._reader.last_position(query.thread_id)
+        if not self._may_list(query):
+            return Listed((), current=True, position=needed)
+        source, ascending = _messages_source(query)
+        parameters = {
+            "thread": storable(query.thread_id),
+            "run": _stored(query.run_id),
+            "after": query.after_seq,
+            "before": query.before_seq,
+            "limit": max(query.limit, 0),
+            "offset": 0,
+        }
+        rows = self._table.listed(needed, source, "t.seq" if ascending else "t.seq desc", parameters)
+        views = [row.view() for row in rows]
+        return Listed(views if ascending else views[::-1], current=rows.current, position=rows.position)
+
+    def _may_list(self, query: ListRunMessagesQuery) -> bool:
+        if query.user_id is None:
+            return True
+        if query.run_id is None:
+            return self._threads.get(query.thread_id, query.user_id) is not None
+        run = find_run(self._reader, query.run_id, query.thread_id)
+        return run is not None and _may_see(query.user_id, run.user_id)
+
+    def list_events_by_run(
+        self,
+        thread_id: str,
+        run_id: str | None,
+        *,
+        after_seq: int | None = None,
+        before_seq: int | None = None,
+        limit: int = 500,
+        types: Sequence[str] | None = None,
+    ) -> Listed[StoredRunEvent]:
+        """Facts and frames, ascending; `run_id` None: of the whole thread. `types` are event types or categories."""
+        position = self._reader.last_position(thread_id)
+        found = list_events(
+            self._reader,
+            thread_id,
+            run_id,
+            after_seq=after_seq,
+            before_seq=before_seq,
+            limit=limit,
+            types=types,
+        )
+        return Listed(found, current=True, position=position)
+
+
+# An older version of a message lies beneath the newest and is not shown.
+_NEWEST = (
+    "not exists (select from messages n"
+    " where n.thread_id = t.thread_id and n.message_id = t.message_id and n.seq > t.seq)"
+)
+
+
+def _messages_source(query: ListRunMessagesQuery) -> tuple[str, bool]:
+    """What to list, and whether from its beginning."""
+    conditions = ["t.thread_id = %(thread)s", _NEWEST]
+    if query.run_id is not None:
+        conditions.append("t.run_id = %(run)s")
+    if query.after_seq is not None:
+        conditions.append("t.seq > %(after)s")
+    if query.before_seq is not None:
+        conditions.append("t.seq < %(before)s")
+    return f"where {' and '.join(conditions)}", query.after_seq is not None
+
+
+_SORTS = {
+    "thread_id": "t.thread_id {0}",
+    "status": "t.status {0}, t.created_order {0}, t.thread_id {0}",
+    "created_at": "t.created_order {0}, t.thread_id {0}",
+    "updated_at": "t.updated_order {0}, t.thread_id {0}",
+    "state_updated_at": "t.state_order {0} nulls last, t.thread_id {0}",
+}
+
+
+class ProjectedThreads:
+    """Threads: one as its facts tell, many from the read model."""
+
+    def __init__(self, log: EventLog, waiter: Waiter | None = None, *, wait: float = _WAIT) -> None:
+        self._reader = log.reader
+        self._table = TrackedTable(log.reader, THREADS, waiter or TrackingPoll(log.reader), wait)
+
+    def get(self, thread_id: str, user_id: str | None = None) -> ThreadSnapshot | None:
+        """The thread, always current: its row, and over it the facts that the row does not know yet."""
+        row = self._row(thread_id)
+        folding: Fold[ThreadRow] = Fold(THREADS, {(thread_id,): row} if row is not None else None)
+        for recorded in self._reader.lifecycle(thread_id, row.revision if row is not None else 0)[1]:
+            folding.apply(recorded)
+        current = folding.rows.get((thread_id,))
+        return current.snapshot() if current is not None and _may_see(user_id, current.user_id) else None
+
+    def _row(self, thread_id: str) -> ThreadRow | None:
+        table = THREADS.table
+        with self._reader.connection() as connection:
+            values = connection.execute(
+                f"select {store.select_list(table, 't')} from {table.name} t where t.thread_id = %s",
+                (storable(thread_id),),
+                binary=True,
+            ).fetchone()
+        return store.row_of(table, values) if values is not None else None
+
+    def search(
+        self,
+        *,
+        ids: Sequence[str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        status: str | None = None,
+        limit: int = 10,
+        offset: int = 0,
+        sort_by: str = "created_at",
+        sort_order: str = "desc",
+        user_id: str | None = None,
+    ) -> Listed[ThreadSnapshot]:
+        """Threads that hold all of `metadata`, newest first unless said. Raises ValueError for another sort."""
+        if sort_by not in _SORTS or sort_order not in ("asc", "desc"):
+            raise ValueError(f"threads are sorted by {', '.join(_SORTS)}, asc or desc: not by {sort_by} {sort_order}")
+        source, parameters = _threads_source(ids, metadata, status, user_id)
+        parameters |= {"limit": max(limit, 0), "offset": max(offset, 0)}
+        order = _SORTS[sort_by].format(sort_order)
+        rows = self._table.listed(self._reader.last_position(), source, order, parameters)
+        return Listed((row.snapshot() for row in rows), current=rows.current, position=rows.position)
+
+    def count(
+        self,
+        *,
+        ids: Sequence[str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        status: str | None = None,
+        user_id: str | None = None,
+    ) -> Counted:
+        """How many threads `search` would find."""
+        return self._table.counted(self._reader.last_position(), *_threads_source(ids, metadata, status, user_id))
+
+
+def _threads_source(
+    ids: Sequence[str] | None, metadata: Mapping[str, Any] | None, status: str | None, user_id: str | None
+) -> tuple[str, dict[str, Any]]:
+    conditions: list[str] = []
+    parameters: dict[str, Any] = {}
+    if ids is not None:
+        conditions.append("t.thread_id = any(%(ids)s)")
+        parameters["ids"] = [storable(thread_id) for thread_id in ids]
+    if metadata:
+        conditions.append("t.searchable @> %(metadata)s::jsonb")
+        parameters["metadata"] = searchable(encoded(metadata))
+    if status is not None:
+        conditions.append("t.status = %(status)s")
+        parameters["status"] = storable(status)
+    if user_id is not None:
+        # The index holds the beginning of the id.
+        conditions.append("(t.user_id is null or (left(t.user_id, 64) = left(%(user)s, 64) and t.user_id = %(user)s))")
+        parameters["user"] = storable(user_id)
+    return f"where {' and '.join(conditions)}" if conditions else "", parameters
+
+
+def _may_see(user_id: str | None, owner: str | None) -> bool:
+    return user_id is None or owner is None or owner == user_id
+
+
+def _stored(text: str | None) -> str | None:
+    return None if text is None else storable(text)

@@ -1,0 +1,212 @@
+"""The read model `threads`: one row a thread that is there, as `runs_es.domain.Thread` would fold it.
+
+Its status follows from the runs in flight and the run that ended last, so the row carries what it must know of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+
+from runs_es.domain import (
+    TERMINAL_FACTS,
+    Recorded,
+    Run,
+    RunClaimed,
+    RunCreated,
+    RunDeleted,
+    RunFact,
+    RunStarted,
+    RunStatus,
+    ThreadCreated,
+    ThreadDeleted,
+    ThreadErased,
+    ThreadStatus,
+    ThreadUpdated,
+    status_after,
+)
+from runs_es.log.reader import CONTENT_TOPICS
+from runs_es.service.views import ThreadSnapshot
+from runs_projections.projection import BIGINT, JSON, JSONB, TEXT, TIME, Column, Key, Kind, Projection, Table
+from runs_projections.stored_text import encoded, utc
+
+Active = tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadRow:
+    """`metadata`, `interrupts` and `error` are JSON text.
+
+    `active` are the runs in flight and their attempts, in order of creation; `ended_run` is the run that ended last,
+    `ended_status` what the thread is while none is in flight. `revision` and `position` are of the last fact applied.
+    """
+
+    thread_id: str
+    status: str
+    metadata: str
+    user_id: str | None
+    created_at: str
+    updated_at: str
+    state_updated_at: str | None
+    interrupts: str
+    error: str | None
+    active: Active
+    ended_run: str | None
+    ended_status: str
+    created_seq: int
+    revision: int
+    position: int
+
+    def snapshot(self) -> ThreadSnapshot:
+        return ThreadSnapshot(
+            thread_id=self.thread_id,
+            status=self.status,
+            metadata=orjson.loads(self.metadata),
+            created_at=self.created_at,
+            updated_at=self.updated_at,
+            user_id=self.user_id,
+            interrupts=orjson.loads(self.interrupts),
+            error=orjson.loads(self.error) if self.error is not None else None,
+            state_updated_at=self.state_updated_at,
+        )
+
+
+def key(recorded: Recorded) -> Key | None:
+    """Messages and traces say nothing about the thread's state."""
+    return None if recorded.fact.topic in CONTENT_TOPICS else (recorded.fact.thread_id,)
+
+
+def evolve(row: ThreadRow | None, recorded: Recorded) -> ThreadRow | None:
+    """The thread after one of its facts. One that was deleted and is created again starts anew."""
+    fact = recorded.fact
+    if isinstance(fact, ThreadCreated):
+        return _created(fact, recorded)
+    if row is None or isinstance(fact, ThreadDeleted | ThreadErased):
+        return None
+    last = replace(row, updated_at=fact.occurred_at, revision=recorded.revision, position=recorded.position)
+    match fact:
+        case ThreadUpdated():
+            return replace(last, metadata=encoded({**orjson.loads(row.metadata), **fact.metadata}))
+        case RunCreated():
+            return _with_active(last, (*_without(row.active, fact.run_id), (fact.run_id, 0)))
+        case RunFact():
+            return _after_run_fact(last, fact)
+        case _:
+            return last
+
+
+def _created(fact: ThreadCreated, recorded: Recorded) -> ThreadRow:
+    return ThreadRow(
+        thread_id=fact.thread_id,
+        status=ThreadStatus.IDLE.value,
+        metadata=encoded(fact.metadata),
+        user_id=fact.user_id,
+        created_at=fact.occurred_at,
+        updated_at=fact.occurred_at,
+        state_updated_at=None,
+        interrupts="{}",
+        error=None,
+        active=(),
+        ended_run=None,
+        ended_status=ThreadStatus.IDLE.value,
+        created_seq=recorded.seq,
+        revision=recorded.revision,
+        position=recorded.position,
+    )
+
+
+def _after_run_fact(row: ThreadRow, fact: RunFact) -> ThreadRow:
+    attempt = next((attempt for run_id, attempt in row.active if run_id == fact.run_id), None)
+    if attempt is None:
+        if isinstance(fact, RunDeleted) and fact.run_id == row.ended_run:
+            row = replace(row, ended_run=None, ended_status=ThreadStatus.IDLE.value, interrupts="{}", error=None)
+            return _with_active(row, row.active)
+        return row
+    others = _without(row.active, fact.run_id)
+    match fact:
+        case RunClaimed() | RunStarted():
+            same_place = tuple((run_id, fact.attempt if run_id == fact.run_id else n) for run_id, n in row.active)
+            return replace(row, active=same_place)
+        case RunDeleted():
+            return _with_active(row, others)
+        case _ if isinstance(fact, TERMINAL_FACTS):
+            return _with_active(_ended(row, fact, attempt), others)
+        case _:
+            return row
+
+
+def _ended(row: ThreadRow, fact: RunFact, attempt: int) -> ThreadRow:
+    """What the run leaves behind. The domain says what it means for the thread, so it is given a run like it."""
+    run = Run(RunCreated(thread_id=fact.thread_id, run_id=fact.run_id, occurred_at=fact.occurred_at, assistant_id="-"))
+    run.attempt = attempt
+    run.apply(fact)
+    status = status_after(run)
+    return replace(
+        row,
+        ended_run=fact.run_id,
+        ended_status=status.value,
+        interrupts=encoded(run.interrupts),
+        error=_error(run, status),
+        state_updated_at=fact.occurred_at,
+    )
+
+
+def _error(run: Run, status: ThreadStatus) -> str | None:
+    if status is ThreadStatus.ERROR:
+        return encoded({"error": run.error_type or "Error", "message": run.error or ""})
+    if status is ThreadStatus.INTERRUPTED and run.status is RunStatus.INTERRUPTED:
+        return encoded({"error": "UserInterrupt", "message": "run cancelled"})
+    return None
+
+
+def _with_active(row: ThreadRow, active: Active) -> ThreadRow:
+    return replace(row, active=active, status=ThreadStatus.BUSY.value if active else row.ended_status)
+
+
+def _without(active: Active, run_id: str) -> Active:
+    return tuple(pair for pair in active if pair[0] != run_id)
+
+
+def _active_of(text: str) -> Active:
+    return tuple((run_id, attempt) for run_id, attempt in orjson.loads(text))
+
+
+def _order(name: str) -> Any:
+    return lambda row: utc(time) if (time := getattr(row, name)) is not None else None
+
+
+THREADS = Projection(
+    name="threads",
+    version=1,
+    table=Table(
+        name="threads",
+        row=ThreadRow,
+        key=("thread_id",),
+        columns=(
+            Column("thread_id", TEXT),
+            Column("status", TEXT),
+            Column("metadata", JSON),
+            Column("user_id", TEXT),
+            Column("created_at", TEXT),
+            Column("updated_at", TEXT),
+            Column("state_updated_at", TEXT),
+            Column("interrupts", JSON),
+            Column("error", JSON),
+            Column("active", Kind("json", write=encoded, read=_active_of)),
+            Column("ended_run", TEXT),
+            Column("ended_status", TEXT),
+            Column("created_seq", BIGINT),
+            Column("revision", BIGINT),
+            Column("position", BIGINT),
+            # Facts carry times with any offset, as text; lists sort by the moment.
+            Column("created_order", TIME, _order("created_at")),
+            Column("updated_order", TIME, _order("updated_at")),
+            Column("state_order", TIME, _order("state_updated_at")),
+            Column("searchable", JSONB, lambda row: row.metadata),
+        ),
+    ),
+    key=key,
+    evolve=evolve,
+)

@@ -1,0 +1,76 @@
+"""Whatever legally happens: live, rebuilt and folded in memory come out the same, and as the domain says."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from runs_es.log.event_log import EventLog
+from runs_projections import LiveProjector, rebuild
+from tests.projections.comparing import all_facts, assert_tells_the_story, folded, stored
+from tests.projections.histories import Teller, append, tell_all
+
+
+class Names:
+    """Examples share a database, so each has threads of its own."""
+
+    def __init__(self) -> None:
+        self.used = 0
+
+    def fresh(self) -> str:
+        self.used += 1
+        return f"thread-{self.used}"
+
+
+@pytest.fixture
+def names() -> Iterator[Names]:
+    yield Names()
+
+
+@given(data=st.data())
+@settings(
+    max_examples=20,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.large_base_example,
+    ],
+)
+def test_live_rebuilt_and_folded_read_models_are_the_same(
+    log: EventLog, projector: LiveProjector, names: Names, data: st.DataObject
+) -> None:
+    def choose(options):  # type: ignore[no-untyped-def]
+        return options[data.draw(st.integers(0, len(options) - 1))]
+
+    tellers = [Teller(names.fresh(), choose) for _ in range(data.draw(st.integers(1, 3)))]
+    tell_all(tellers, data.draw(st.integers(1, 30)), choose)
+    position = append(log, tellers, random.Random(data.draw(st.integers(0, 9))))
+
+    assert projector.wait_for(position, 30)
+    live = stored(log)
+    assert live == folded(log)
+    assert_tells_the_story(live, tellers)
+    assert projector.failures == {}
+
+
+def test_a_rebuild_of_many_random_stories_changes_nothing(log: EventLog, projector: LiveProjector) -> None:
+    dice = random.Random(7)
+    tellers = [Teller(f"t{number}", dice.choice) for number in range(40)]
+    tell_all(tellers, 1500, dice.choice)
+    assert projector.wait_for(append(log, tellers, dice), 30)
+    live = stored(log)
+
+    report = rebuild(log, batch=97)
+
+    assert stored(log) == live == folded(log)
+    assert_tells_the_story(live, tellers)
+    assert report.facts == len(all_facts(log))
+    assert report.rows == {name: len(rows) for name, rows in live.items()}
+    assert rebuild(log, verify=True).differences == ()
