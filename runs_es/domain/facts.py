@@ -31,8 +31,6 @@ class Fact:
     """Something that happened in a thread, at `occurred_at` (ISO 8601 with offset)."""
 
     topic: ClassVar[str]
-    # Facts that change who may write raise the thread's fence; a stale worker is refused from then on.
-    raises_fence: ClassVar[bool] = False
     category: EventCategory = field(default=EventCategory.LIFECYCLE, init=False, repr=False, compare=False)
 
     thread_id: str
@@ -48,6 +46,11 @@ class Fact:
             elif item.name in _ENUMS and value is not None:
                 self._set(item.name, _ENUMS[item.name](value))
         self._set("occurred_at", checked_time("occurred_at", self.occurred_at))
+
+    @property
+    def raises_fence(self) -> bool:
+        """Whether it changes who may write: a worker whose claim is older is refused from then on."""
+        return False
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -87,14 +90,21 @@ class ThreadDeleted(Fact):
     topic: ClassVar[str] = "thread.deleted"
     raises_fence: ClassVar[bool] = True
 
+    @property
+    def raises_fence(self) -> bool:
+        return True
+
 
 @dataclass(frozen=True, kw_only=True)
 class ThreadErased(Fact):
     """The last fact of a thread whose other events are erased for good; `events` says how many were."""
 
     topic: ClassVar[str] = "thread.erased"
-    raises_fence: ClassVar[bool] = True
     events: int = 0
+
+    @property
+    def raises_fence(self) -> bool:
+        return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +112,20 @@ class RunFact(Fact):
     """A fact about one run."""
 
     run_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactOfAttempt(RunFact):
+    """A fact that stops the `attempt` under way: 0 where nobody works on the run, None where that is not known.
+
+    At 0 no worker is disturbed by it, in particular not that of another run of the thread.
+    """
+
+    attempt: int | None = None
+
+    @property
+    def raises_fence(self) -> bool:
+        return self.attempt != 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,10 +149,13 @@ class RunClaimed(RunFact):
     """A worker took the run. Only the writer whose `claim_id` this is may go on writing for it."""
 
     topic: ClassVar[str] = "run.claimed"
-    raises_fence: ClassVar[bool] = True
     claim_id: str
     attempt: int = 1
     worker_id: str = ""
+
+    @property
+    def raises_fence(self) -> bool:
+        return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,14 +172,16 @@ class RunRequeued(RunFact):
     """An attempt ended without an outcome: its worker was lost, or is shutting down."""
 
     topic: ClassVar[str] = "run.requeued"
-    raises_fence: ClassVar[bool] = True
     attempt: int = 1
+
+    @property
+    def raises_fence(self) -> bool:
+        return True
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunCancelRequested(RunFact):
+class RunCancelRequested(FactOfAttempt):
     topic: ClassVar[str] = "run.cancel_requested"
-    raises_fence: ClassVar[bool] = True
     action: CancelAction = CancelAction.INTERRUPT
 
 
@@ -161,17 +190,19 @@ class RunCompleted(RunFact):
     """Success. `interrupts` is not empty when the run paused for a human: `{task_id: [{"id", "value"}]}`."""
 
     topic: ClassVar[str] = "run.completed"
-    raises_fence: ClassVar[bool] = True
     interrupts: Mapping[str, Any] = field(default_factory=dict)
     checkpoint_id: str | None = None
 
+    @property
+    def raises_fence(self) -> bool:
+        return True
+
 
 @dataclass(frozen=True, kw_only=True)
-class RunFailed(RunFact):
+class RunFailed(FactOfAttempt):
     """`status` is error or timeout; `error` is the text, `error_type` the exception's class name."""
 
     topic: ClassVar[str] = "run.failed"
-    raises_fence: ClassVar[bool] = True
     status: RunStatus = RunStatus.ERROR
     error: str = ""
     error_type: str = "Error"
@@ -183,14 +214,13 @@ class RunFailed(RunFact):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunCancelled(RunFact):
+class RunCancelled(FactOfAttempt):
     topic: ClassVar[str] = "run.cancelled"
-    raises_fence: ClassVar[bool] = True
     action: CancelAction = CancelAction.INTERRUPT
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunDeleted(RunFact):
+class RunDeleted(FactOfAttempt):
     """A tombstone: the run leaves every read model, its facts stay in the log."""
 
     topic: ClassVar[str] = "run.deleted"

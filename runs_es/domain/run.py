@@ -129,6 +129,11 @@ class Run:
         return is_terminal_status(self.status)
 
     @property
+    def under_way(self) -> int:
+        """The number of the attempt that a worker is executing; 0 when none is."""
+        return max(self.attempt, 1) if self.status is RunStatus.RUNNING else 0
+
+    @property
     def is_paused(self) -> bool:
         """Whether it succeeded by stopping to ask a human."""
         return self.status is RunStatus.SUCCESS and bool(self.interrupts)
@@ -169,21 +174,22 @@ class Run:
     def mark_failed(self, error: str, *, error_type: str = "Error", at: str | datetime | None = None) -> None:
         """-> error."""
         if self._must_become(RunStatus.ERROR):
-            self._record(RunFailed, at, status=RunStatus.ERROR, error=error, error_type=error_type)
+            self._record(RunFailed, at, error=error, error_type=error_type, attempt=self.under_way)
 
     def mark_timed_out(
         self, error: str = "run timed out", *, error_type: str = "TimeoutError", at: str | datetime | None = None
     ) -> None:
         """-> timeout."""
         if self._must_become(RunStatus.TIMEOUT):
-            self._record(RunFailed, at, status=RunStatus.TIMEOUT, error=error, error_type=error_type)
+            values = {"error": error, "error_type": error_type, "attempt": self.under_way}
+            self._record(RunFailed, at, status=RunStatus.TIMEOUT, **values)
 
     def mark_cancelled(
         self, *, action: CancelAction = CancelAction.INTERRUPT, at: str | datetime | None = None
     ) -> None:
         """-> interrupted."""
         if self._must_become(RunStatus.INTERRUPTED):
-            self._record(RunCancelled, at, action=action)
+            self._record(RunCancelled, at, action=action, attempt=self.under_way)
 
     def request_cancel(
         self, *, action: CancelAction = CancelAction.INTERRUPT, at: str | datetime | None = None
@@ -192,7 +198,7 @@ class Run:
         if self.is_terminal:
             raise InvalidRunTransition(self.status, RunStatus.INTERRUPTED)
         if self.cancel_requested is None:
-            self._record(RunCancelRequested, at, action=action)
+            self._record(RunCancelRequested, at, action=action, attempt=self.under_way)
 
     def requeue(self, *, at: str | datetime | None = None) -> None:
         """running -> pending: the attempt ended without an outcome."""
@@ -203,7 +209,7 @@ class Run:
     def mark_deleted(self, *, at: str | datetime | None = None) -> None:
         """Leave every read model. Deleting twice records nothing."""
         if not self.deleted:
-            self._record(RunDeleted, at)
+            self._record(RunDeleted, at, attempt=self.under_way)
 
     def apply(self, fact: Fact) -> None:
         """Fold one recorded fact in. Facts of other runs and of the thread change nothing."""

@@ -39,15 +39,9 @@ def encode(fact: Fact) -> bytes:
         raise ValueError(f"{fact.topic} cannot be stored as JSON: {error}") from error
 
 
-def topic_of(topic: str) -> type[Fact] | None:
-    """The kind of fact that a topic names; None for a topic that is not ours."""
-    return _TYPES.get(topic)
-
-
-def run_id_of(state: bytes) -> str | None:
-    """The run that a stored state is about."""
-    found = orjson.loads(state).get("run_id")
-    return found if isinstance(found, str) else None
+def is_known(topic: str) -> bool:
+    """Whether this version knows the topic."""
+    return topic in _TYPES
 
 
 def decode(topic: str, state: bytes, thread_id: str) -> Fact:

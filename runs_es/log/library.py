@@ -28,7 +28,7 @@ from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastor
 from eventsourcing.utils import retry
 from psycopg.sql import SQL, Identifier
 
-from runs_es.domain import Fact, Provenance
+from runs_es.domain import Fact, Provenance, RunFact
 from runs_es.log import append, arrays, codec, session
 from runs_es.log.append import Append, FactItem
 
@@ -209,9 +209,15 @@ def _requests(stored_events: Sequence[StoredEvent], provenance: Provenance) -> t
         request = requests.setdefault(thread_id, Append(thread_id, [], expected=event.originator_version))
         if event.originator_version != (request.expected or 0) + len(request.items):
             raise IntegrityError(f"versions of originator {thread_id} do not follow each other")
-        kind = codec.topic_of(event.topic)
-        run_id = codec.run_id_of(event.state) if kind is not None else None
-        raises_fence = kind.raises_fence if kind is not None else False
-        request.items.append(FactItem(event.topic, run_id, event.state, raises_fence, provenance))
+        request.items.append(_item(event, thread_id, provenance))
         places.setdefault(thread_id, []).append(place)
     return list(requests.values()), [place for each in places.values() for place in each]
+
+
+def _item(event: StoredEvent, thread_id: str, provenance: Provenance) -> FactItem:
+    """What to append of a stored event; of a topic that is not ours nothing more is known."""
+    if not codec.is_known(event.topic):
+        return FactItem(event.topic, None, event.state, provenance=provenance)
+    fact = codec.decode(event.topic, event.state, thread_id)
+    run_id = fact.run_id if isinstance(fact, RunFact) else None
+    return FactItem(event.topic, run_id, event.state, fact.raises_fence, provenance)
