@@ -88,7 +88,6 @@ class ThreadDeleted(Fact):
     """A tombstone: the thread leaves every read model, its log stays."""
 
     topic: ClassVar[str] = "thread.deleted"
-    raises_fence: ClassVar[bool] = True
 
     @property
     def raises_fence(self) -> bool:
