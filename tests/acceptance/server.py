@@ -33,7 +33,7 @@ class Server:
     def __init__(self, database_url: str, *, config: Path | None = None, env: Mapping[str, str] | None = None) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._command = [sys.executable, "-m", "runs_api.cli", "serve", "--port", str(self.port)]
+        self._command = [str(Path(sys.executable).parent / "runs-es"), "serve", "--port", str(self.port)]
         if config is not None:
             self._command += ["--config", str(config)]
         self._env = {**os.environ, "RUNS_ES_DATABASE_URL": database_url, **(env or {})}
