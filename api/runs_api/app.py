@@ -1,0 +1,76 @@
+"""The HTTP server: LangGraph Platform's paths over an event-sourced run store."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+from runs_api import assistants, events, meta, runs, stateless, threads
+from runs_api.edge import Edge
+from runs_api.errors import add_handlers
+from runs_api.gate import RequestGate
+from runs_api.store import Store
+from runs_es.settings import Settings
+
+EXPOSED = (
+    "Location",
+    "Content-Location",
+    "X-Pagination-Total",
+    "X-Pagination-Next",
+    "X-Request-Id",
+    "X-Runs-Position",
+    "X-Runs-Stale",
+)
+
+
+def create_app(store: Store, settings: Settings) -> FastAPI:
+    """The app over an open store, which stays the caller's to close. One app a store."""
+    edge = Edge(store, settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        logging.getLogger("uvicorn.error").addFilter(without_cut_streams)
+        try:
+            async with store.reading_state():
+                yield
+        finally:
+            edge.close()
+
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=settings.cors_origins,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=EXPOSED,
+        max_age=600,
+    )
+    app = FastAPI(
+        title="runs-es",
+        version=meta.version_of("runs-es") or "0",
+        description="An event-sourced run store behind LangGraph Platform's HTTP API.",
+        lifespan=lifespan,
+        # CORS is outermost, so that a browser may read refusals too.
+        middleware=[cors, Middleware(RequestGate, settings=settings)],
+        generate_unique_id_function=_operation,
+        redirect_slashes=False,
+    )
+    app.state.edge = edge
+    add_handlers(app)
+    for room in (assistants, threads, runs, stateless, events, meta):
+        app.include_router(room.router)
+    return app
+
+
+def without_cut_streams(record: logging.LogRecord) -> bool:
+    """Cutting a stream without its last chunk is how clients are told to come back; the server calls it an error."""
+    return record.msg != "ASGI callable returned without completing response."
+
+
+def _operation(route: APIRoute) -> str:
+    return route.name

@@ -1,0 +1,53 @@
+"""Who asks: the user that a trusted proxy names, and what goes into the log beside each fact they cause."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from runs_api.edge import EdgeOf
+from runs_api.errors import ApiError
+from runs_es.domain import Provenance, checked_id
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """`user_id` is None where the deployment has one user only."""
+
+    user_id: str | None
+    provenance: Provenance
+
+    def because(self, reason: str | None) -> Provenance:
+        """The provenance of something done for `reason`."""
+        return replace(self.provenance, reason=reason)
+
+
+async def caller_of(request: Request, edge: EdgeOf) -> Caller:
+    """Raises ApiError 401 when a user must be named and is not, or is twice."""
+    user_id = named_user(request, edge.settings.user_header)
+    actor = "api" if user_id is None else f"user:{user_id}"
+    return Caller(user_id, Provenance(actor=actor, correlation_id=request.state.request_id))
+
+
+def named_user(request: Request, header: str | None) -> str | None:
+    """The user in `header`; None when no header is configured."""
+    if header is None:
+        return None
+    named = request.headers.getlist(header)
+    if len(named) != 1 or not named[0].strip():
+        # Twice would mean that a client's own header came through the proxy beside the proxy's.
+        raise ApiError(401, f"header {header} must name the user, once (RUNS_ES_USER_HEADER)")
+    return checked_id(header, _text(named[0]))
+
+
+def _text(value: str) -> str:
+    """A header's value, which arrives as latin-1, as the UTF-8 it usually is."""
+    try:
+        return value.encode("latin-1").decode("utf-8")
+    except UnicodeDecodeError:
+        return value
+
+
+CallerOf = Annotated[Caller, Depends(caller_of)]

@@ -1,0 +1,365 @@
+"""The command line: `runs-es serve | work | migrate | rebuild | history`.
+
+What can be expected to go wrong is answered with one sentence that says what to do, and exit code 1 (2 for a wrong
+command line); a traceback here is a mistake of ours.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import orjson
+import psycopg
+import typer
+from psycopg.conninfo import conninfo_to_dict
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from runs_api import history as histories
+from runs_api.meta import version_of
+from runs_es.database import (
+    Database,
+    DatabaseUnavailable,
+    MigrationFailed,
+    SchemaMismatch,
+    open_database,
+)
+from runs_es.database import migrate as migrations
+from runs_es.domain import Recorded, StoreUnavailable, UnknownTopic
+from runs_es.execution.langgraph.graphs import GraphLoadError
+from runs_es.settings import Settings
+
+if TYPE_CHECKING:
+    from runs_projections.rebuild import RebuildReport
+    from runs_projections.wiring import Store
+
+app = typer.Typer(
+    name="runs-es",
+    help="An event-sourced run store with LangGraph Platform's HTTP API. Settings come from RUNS_ES_* variables.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class LogLevel(StrEnum):
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", help="A langgraph.json that names your graphs; without it, the demo agent."),
+]
+Level = Annotated[LogLevel, typer.Option("--log-level", help="What to log, to standard error.")]
+
+
+class Refused(Exception):
+    """Something that the user can put right; the message says how."""
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def main() -> None:
+    """The entry point: commands, and their expected failures in words."""
+    try:
+        app()
+    except Refused as error:
+        _fail(str(error), error.code)
+    except ValidationError as error:
+        problems = (f"RUNS_ES_{'_'.join(map(str, each['loc'])).upper()}: {each['msg']}" for each in error.errors())
+        _fail("; ".join(problems), 2)
+    except (DatabaseUnavailable, MigrationFailed, SchemaMismatch, GraphLoadError, StoreUnavailable) as error:
+        _fail(str(error))
+    except UnknownTopic as error:
+        _fail(f"{error}: a newer version wrote this log; run that one, or upgrade")
+    except psycopg.Error as error:
+        _fail(f"The database failed: {str(error).strip()}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("langgraph", "langchain_core"):
+            raise
+        _fail(f'LangGraph is missing ({error}). Install it with `pip install "runs-es[langgraph]"`')
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _fail(message: str, code: int = 1) -> None:
+    err.print(Text.assemble(("error: ", "bold red"), message))
+    sys.exit(code)
+
+
+# --- serve and work ---
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 2024,
+    config: Config = None,
+    worker: Annotated[
+        bool, typer.Option("--worker/--no-worker", help="Execute runs in this process too, or leave it to `work`.")
+    ] = True,
+    log_level: Level = LogLevel.WARNING,
+    access_log: Annotated[bool, typer.Option("--access-log", help="Log every request.")] = False,
+) -> None:
+    """Run the HTTP server: migrates the database, serves the API, and executes runs unless told not to."""
+    from runs_api.app import create_app
+    from runs_api.server import run_server
+    from runs_projections.wiring import open_store
+
+    settings = Settings()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server is up and takes it itself
+    _log_to_stderr(LogLevel.INFO if access_log and log_level is LogLevel.WARNING else log_level)
+    with _listener(host, port) as listener, open_store(settings, config=config, work=worker) as store:
+        url = _url(host, listener.getsockname()[1])
+        healthy = run_server(
+            create_app(store, settings),
+            listener,
+            on_start=lambda: _greet(url, store, settings),
+            on_stop=lambda: _stop(store),
+            is_healthy=lambda: store.worker is None or store.worker.is_alive,
+            log_level="info" if access_log else log_level.value,
+            access_log=access_log,
+            drain_seconds=settings.drain_seconds,
+        )
+    if not healthy:
+        raise Refused("the worker stopped unexpectedly; see the log above, and start again")
+    out.print("stopped")
+
+
+@app.command()
+def work(config: Config = None, log_level: Level = LogLevel.WARNING) -> None:
+    """Execute runs in this process, without an HTTP server, until SIGTERM or Ctrl+C."""
+    from runs_projections.wiring import open_store
+
+    settings = Settings()
+    _log_to_stderr(log_level)
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    with open_store(settings, config=config, work=True) as store:
+        assert store.worker is not None
+        out.print(f"runs-es worker: up to {settings.concurrency} runs at once, on {_where(store.database, settings)}")
+        out.print("Ctrl+C stops it.")
+        while not stopping.wait(1.0) and store.worker.is_alive:
+            pass
+        healthy = store.worker.is_alive
+        if healthy:
+            out.print(f"stopping: runs have {settings.drain_seconds:g} s to finish")
+    if not healthy:
+        raise Refused("the worker stopped unexpectedly; see the log above, and start again")
+    out.print("stopped")
+
+
+def _log_to_stderr(level: LogLevel) -> None:
+    logging.basicConfig(level=level.value.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+@contextmanager
+def _listener(host: str, port: int) -> Iterator[socket.socket]:
+    """The address, taken before anything slow is begun."""
+    from runs_api.server import bound_socket
+
+    try:
+        listener = bound_socket(host, port)
+    except OSError as error:
+        raise Refused(
+            f"cannot listen on {host}:{port} ({error.strerror or error}); stop what does, or choose another --port"
+        ) from error
+    with listener:
+        yield listener
+
+
+def _url(host: str, port: int) -> str:
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    return f"http://{shown}:{port}"
+
+
+def _greet(url: str, store: Store, settings: Settings) -> None:
+    names = store.registry.names if store.registry is not None else []
+    executes = f"in this process, {settings.concurrency} runs at once" if store.worker else "none; start `runs-es work`"
+    lines = (
+        ("API", f"{url}  (described at {url}/docs)"),
+        ("graphs", ", ".join(names)),
+        ("data", _where(store.database, settings)),
+        ("worker", executes),
+    )
+    out.print(Text(f"runs-es {version_of('runs-es')}", "bold"))
+    for name, value in lines:
+        out.print(Text.assemble((f"  {name:<8}", "cyan"), value))
+    if store.migrated:
+        out.print(Text.assemble(("  migrated", "cyan"), " ", ", ".join(store.migrated)))
+    if names:
+        out.print(Text("\nTry it:", "bold"))
+        out.print(Text(_example(url, names[0])))
+    out.print("\nCtrl+C stops it.")
+
+
+def _example(url: str, graph: str) -> str:
+    body = {
+        "assistant_id": graph,
+        "input": {"messages": [{"role": "user", "content": "hello"}]},
+        "stream_mode": ["messages"],
+    }
+    return f"  curl -N {url}/runs/stream -H 'Content-Type: application/json' -d '{orjson.dumps(body).decode()}'"
+
+
+def _stop(store: Store) -> None:
+    out.print("stopping: streams are cut, to be joined again elsewhere; runs are finished or handed over")
+    store.streams.close()
+
+
+def _where(database: Database, settings: Settings) -> str:
+    """The database in words, without its password."""
+    if settings.database_url is None:
+        return f"{settings.data_dir} (embedded PostgreSQL)"
+    parts = conninfo_to_dict(database.url)
+    port = f":{parts['port']}" if parts.get("port") else ""
+    return f"{parts.get('host') or 'localhost'}{port}/{parts.get('dbname') or ''}, schema {settings.db_schema}"
+
+
+# --- the database ---
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database to what this version needs. Safe to run at any time, and twice at once."""
+    settings = Settings()
+    with open_database(settings) as database:
+        applied = migrations.migrate(database.url, settings.db_schema)
+        for name in applied:
+            out.print(f"applied {name}")
+        where = _where(database, settings)
+        out.print(f"{where}: {f'{len(applied)} applied' if applied else 'nothing to do'}")
+
+
+@contextmanager
+def _migrated_database(settings: Settings) -> Iterator[Database]:
+    with open_database(settings) as database:
+        if missing := migrations.pending(database.url, settings.db_schema):
+            raise Refused(f"the database lacks {', '.join(missing)}: run `runs-es migrate` first")
+        yield database
+
+
+@app.command()
+def rebuild(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Read models: runs, messages, threads; all by default.")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Change nothing; compare with what the log says.")] = False,
+) -> None:
+    """Make read models again from the log, while the service runs; or verify that they are what the log says."""
+    from runs_projections.rebuild import rebuild as make_again
+
+    settings = Settings()
+    with _migrated_database(settings) as database, _progress() as progress:
+        task = progress.add_task("verifying" if verify else "rebuilding", total=None)
+        try:
+            report = make_again(
+                database.url,
+                names or None,
+                lambda done, total: progress.update(task, completed=done, total=total),
+                schema=settings.db_schema,
+                verify=verify,
+            )
+        except ValueError as error:
+            raise Refused(str(error), 2) from error
+    _print_report(report, verify)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+        console=err,
+        disable=not err.is_terminal,
+    )
+
+
+class _Rate(ProgressColumn):
+    """Facts a second."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:,.0f} facts/s" if speed else "", "cyan")
+
+
+def _print_report(report: RebuildReport, verify: bool) -> None:
+    rate = report.facts / report.seconds if report.seconds else 0
+    out.print(f"{report.facts:,} facts in {report.seconds:.2f} s ({rate:,.0f}/s)")
+    for name, rows in report.rows.items():
+        out.print(f"  {name:<10}{rows:>12,} rows")
+    if not verify:
+        return
+    for difference in report.differences:
+        where = f"{difference.name} {'/'.join(difference.key)} {difference.column}".rstrip()
+        out.print(Text(f"  {where}: expected {difference.expected}, found {difference.found}", "red"))
+    if report.differences:
+        wrong = " ".join(sorted({difference.name for difference in report.differences}))
+        raise Refused(f"the read models differ from the log; `runs-es rebuild {wrong}` makes them again")
+    out.print("identical to what the log says")
+
+
+@app.command()
+def history(
+    run: Annotated[str, typer.Argument(help="A run's id.")],
+    json: Annotated[bool, typer.Option("--json", help="One JSON object a fact, with everything it holds.")] = False,
+) -> None:
+    """Show what happened to a run: every fact, when, who did it, and why; also of a deleted run."""
+    from runs_es.log.reader import LogReader
+
+    settings = Settings()
+    with _migrated_database(settings) as database:
+        reader = LogReader(database.url, settings.db_schema, pool_size=1)
+        try:
+            facts = histories.facts_of(reader, run)
+        finally:
+            reader.close()
+    if not facts:
+        raise Refused(f"there is no run {run} in {settings.db_schema}")
+    if json:
+        for recorded in facts:
+            sys.stdout.write(orjson.dumps(histories.as_json(recorded)).decode() + "\n")
+        return
+    if not out.is_terminal:
+        for row in (_COLUMNS, *map(_row, facts)):
+            sys.stdout.write("\t".join(row) + "\n")
+        return
+    out.print(f"run {run} of thread {facts[0].fact.thread_id}")
+    table = Table(*_COLUMNS, box=None, pad_edge=False, header_style="bold")
+    table.columns[0].justify = "right"
+    table.columns[1].no_wrap = True
+    for recorded in facts:
+        table.add_row(*map(Text, _row(recorded)))
+    out.print(table, soft_wrap=False)
+
+
+_COLUMNS = ("seq", "when", "what", "who", "why")
+
+
+def _row(recorded: Recorded) -> tuple[str, ...]:
+    provenance = recorded.provenance
+    when = recorded.recorded_at[:23].replace("T", " ")
+    what = histories.what(recorded.fact)
+    return str(recorded.seq), when, what, provenance.actor or "", " ".join((provenance.reason or "").split())

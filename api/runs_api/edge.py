@@ -1,0 +1,50 @@
+"""What all routes share: the store, the settings, threads to read with, and the open joins."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Annotated, ParamSpec, TypeVar
+
+from fastapi import Depends, Request
+
+from runs_api.joins import Joins
+from runs_api.store import Store
+from runs_es.domain import now
+from runs_es.settings import Settings
+
+WAITING = 24
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Edge:
+    """One per app. `read` is for whatever blocks."""
+
+    def __init__(self, store: Store, settings: Settings) -> None:
+        self.store = store
+        self.settings = settings
+        self.joins = Joins(settings.max_joins, settings.max_joins_per_user)
+        self.started_at = now()
+        # More than there are connections: a list that waits for its read model holds a thread, but no connection.
+        self._threads = ThreadPoolExecutor(settings.read_pool_size + WAITING, "runs-api")
+
+    async def read(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        """Call `function` in a thread."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, partial(function, *arguments, **named))
+
+    def close(self) -> None:
+        """Let go of the threads; does not wait for a read that hangs."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+async def edge_of(request: Request) -> Edge:
+    edge: Edge = request.app.state.edge
+    return edge
+
+
+EdgeOf = Annotated[Edge, Depends(edge_of)]

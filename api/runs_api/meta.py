@@ -1,0 +1,52 @@
+"""About this server."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from starlette.responses import Response
+
+from runs_api.edge import EdgeOf
+from runs_api.responses import Error, Json
+
+router = APIRouter(tags=["Meta"])
+
+
+def version_of(package: str) -> str | None:
+    """The installed version of a package; None when it is not there."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@router.get("/ok", summary="Is the server up?", responses={503: {"model": Error, "description": "Not its database"}})
+async def ok(edge: EdgeOf, check_db: Annotated[bool, Query(description="ask the database too")] = False) -> Response:
+    if check_db:
+        await edge.read(edge.store.log.reader.last_position)
+    return Json({"ok": True, "services": {}})
+
+
+@router.get("/info", summary="What the server is and offers")
+async def info() -> Response:
+    body: dict[str, Any] = {
+        "version": version_of("runs-es"),
+        "langgraph_py_version": version_of("langgraph"),
+        "flags": {
+            "assistants": True,
+            "crons": False,
+            "langsmith": False,
+            "langsmith_tracing_replicas": False,
+            "langsmith_tracing_session_on_runs": False,
+        },
+        "host": {
+            "kind": "self-hosted",
+            "project_id": None,
+            "host_revision_id": None,
+            "revision_id": None,
+            "tenant_id": None,
+        },
+    }
+    return Json(body)

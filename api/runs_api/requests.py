@@ -1,0 +1,348 @@
+"""What comes in: JSON bodies, and the ids and options of paths and queries, checked before anything else happens.
+
+Unknown fields are ignored, and null means the default, as on the platform. What is refused is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Annotated, Any, Literal
+
+import orjson
+from fastapi import Depends, Header, Path, Query, Request, Response
+from fastapi.routing import APIRoute
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
+
+from runs_api.errors import PLAIN, ApiError
+from runs_es.service.application import MAX_AFTER_SECONDS
+from runs_es.streams.cursor import MAX_SEQ
+
+STREAM_MODES = ("values", "updates", "messages", "messages-tuple", "custom")
+MAX_DEPTH = 200  # orjson reads deeper than it can write
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
+
+
+# --- JSON ---
+
+
+class JsonRoute(APIRoute):
+    """Reads bodies with `parsed`, whose limits are those of what can be stored."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handler(request: Request) -> Response:
+            return await handle(_JsonRequest(request.scope, request.receive))
+
+        return handler
+
+
+class _JsonRequest(Request):
+    async def json(self) -> Any:
+        return parsed(await self.body())
+
+
+def parsed(body: bytes) -> Any:
+    """The JSON of a body. Raises JSONDecodeError, or ApiError 422 for JSON that could not be stored."""
+    value = orjson.loads(body)
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _deeper_than(value, MAX_DEPTH):
+        raise ApiError(422, f"The request body is nested more than {MAX_DEPTH} levels deep")
+    return value
+
+
+def _deeper_than(value: Any, most: int) -> bool:
+    level = [value]
+    for _ in range(most):
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+        if not level:
+            return False
+    return any(isinstance(item, dict | list) for item in level)
+
+
+# --- ids and options ---
+
+
+def plain(message: str) -> PydanticCustomError:
+    """A validation error that is shown as it is."""
+    return PydanticCustomError(PLAIN, "{error}", {"error": message})
+
+
+def is_uuid(text: str) -> bool:
+    """Whether `text` is a UUID as it is usually written."""
+    return _UUID.fullmatch(text) is not None
+
+
+def _uuid(message: str) -> Callable[[str], str]:
+    def checked(value: str) -> str:
+        if not is_uuid(value):
+            raise plain(message)
+        return value.lower()
+
+    return checked
+
+
+def _listed(value: Any) -> Any:
+    """One value, or several: repeated, in a JSON list, or with commas between."""
+    items = value if isinstance(value, list) else [value]
+    return [part for item in items for part in (_parts(item) if isinstance(item, str) else [item])]
+
+
+def _parts(text: str) -> list[Any]:
+    if text.lstrip().startswith("["):
+        try:
+            found = json.loads(text)
+        except ValueError:
+            raise ValueError(f"{text!r} is not a JSON list") from None
+        return list(found)
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+_UUID_SCHEMA = WithJsonSchema({"type": "string", "format": "uuid"})
+ThreadIdText = Annotated[str, AfterValidator(_uuid("Invalid thread ID: must be a UUID")), _UUID_SCHEMA]
+CheckpointIdText = Annotated[str, AfterValidator(_uuid("Invalid checkpoint ID")), _UUID_SCHEMA]
+ThreadIdPath = Annotated[ThreadIdText, Path()]
+RunIdPath = Annotated[str, Path(), AfterValidator(_uuid("Invalid run ID: must be a UUID")), _UUID_SCHEMA]
+AssistantIdPath = Annotated[str, Path(), AfterValidator(_uuid("Invalid assistant ID: must be a UUID")), _UUID_SCHEMA]
+CheckpointIdPath = Annotated[CheckpointIdText, Path()]
+
+# Not the enums themselves: they spell each member twice, and an error message would too.
+RunStatusText = Literal["pending", "running", "success", "error", "timeout", "interrupted"]
+CancelActionText = Literal["interrupt", "rollback"]
+Names = Annotated[list[str], BeforeValidator(_listed)]
+Limit = Annotated[int, Field(ge=1, le=1000)]
+Offset = Annotated[int, Field(ge=0, le=MAX_SEQ)]
+Seq = Annotated[int, Query(ge=0, le=MAX_SEQ)]
+ModesQuery = Annotated[
+    Names | None,
+    Query(
+        alias="stream_mode",
+        description="Show only events of these modes: one value, repeated, a JSON list, or commas. "
+        "`metadata`, `error` and `end` always come.",
+    ),
+]
+
+
+async def last_event_id(
+    header: Annotated[
+        str | None, Header(alias="Last-Event-ID", description="Go on after this id; absent, -1 or 0: from the start")
+    ] = None,
+    query: Annotated[
+        str | None, Query(alias="last_event_id", description="The same for clients that cannot set headers")
+    ] = None,
+) -> str | None:
+    """Where a join goes on. The header wins."""
+    return header if header is not None else query
+
+
+LastEventId = Annotated[str | None, Depends(last_event_id)]
+
+
+# --- bodies ---
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_default(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            return {name: value for name, value in data.items() if value is not None}
+        return data
+
+
+def _offered_mode(mode: Any) -> str:
+    if mode not in STREAM_MODES:
+        raise ValueError(f"{mode!r} is not offered; there are {', '.join(STREAM_MODES)}")
+    return str(mode)
+
+
+def _not_offered(value: Any) -> Any:
+    if value:
+        raise ValueError("is not offered yet; leave it out")
+    return value
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _goto(value: Any) -> Any:
+    for place in value if isinstance(value, list) else [value]:
+        if not isinstance(place, str) and not (isinstance(place, Mapping) and isinstance(place.get("node"), str)):
+            raise ValueError('must be a node, or {"node": …, "input": …}, or a list of those')
+    return value
+
+
+def _breakpoints(value: Any) -> Any:
+    if value != "*" and not (isinstance(value, list) and all(isinstance(node, str) for node in value)):
+        raise ValueError('must be "*" or a list of nodes')
+    return value
+
+
+def _update(value: Any) -> Any:
+    pairs = isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value)
+    if not pairs and not isinstance(value, dict):
+        raise ValueError("must be an object or a list of [key, value] pairs")
+    return value
+
+
+def _named_checkpoint(value: Any) -> Any:
+    """A checkpoint's id, also out of an object or a config that holds one."""
+    if isinstance(value, Mapping):
+        value = value.get("checkpoint_id") or (value.get("configurable") or {}).get("checkpoint_id")
+    if not isinstance(value, str):
+        raise plain("Invalid checkpoint ID")
+    return value
+
+
+StreamMode = Annotated[
+    str, AfterValidator(_offered_mode), WithJsonSchema({"type": "string", "enum": list(STREAM_MODES)})
+]
+NotOffered = Annotated[Any, AfterValidator(_not_offered)]
+Breakpoints = Annotated[
+    Any,
+    AfterValidator(_breakpoints),
+    WithJsonSchema({"anyOf": [{"const": "*"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]}),
+]
+
+
+class CommandBody(_Body):
+    """How a paused run goes on."""
+
+    update: Annotated[Any, AfterValidator(_update)] = None
+    resume: Any = None
+    goto: Annotated[Any, AfterValidator(_goto)] = None
+
+    def as_recorded(self) -> dict[str, Any]:
+        given = {"update": self.update, "resume": self.resume, "goto": self.goto}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+class CheckpointBody(_Body):
+    """Names a checkpoint of the thread, or of a subgraph in it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    checkpoint_id: CheckpointIdText | None = None
+    checkpoint_ns: str | None = None
+    checkpoint_map: dict[str, Any] | None = None
+
+    def as_recorded(self) -> dict[str, Any]:
+        return self.model_dump(exclude_none=True)
+
+
+class ConfigBody(_Body):
+    model_config = ConfigDict(extra="allow")
+
+    tags: list[str] | None = None
+    recursion_limit: Annotated[int, Field(ge=1)] | None = None
+    configurable: dict[str, Any] = Field(default_factory=dict)
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class RunBody(_Body):
+    """A run to start. `strict_resume`, `langsmith_tracer` and unknown fields are accepted and ignored."""
+
+    assistant_id: str = Field(min_length=1, max_length=255, description="id of an assistant, or name of a graph")
+    input: Any = None
+    command: CommandBody | None = None
+    checkpoint: CheckpointBody | None = None
+    checkpoint_id: CheckpointIdText | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    config: ConfigBody = Field(default_factory=ConfigBody)
+    context: dict[str, Any] = Field(default_factory=dict)
+    webhook: NotOffered = None
+    interrupt_before: Breakpoints = None
+    interrupt_after: Breakpoints = None
+    stream_mode: Annotated[
+        list[StreamMode], BeforeValidator(_as_list, json_schema_input_type=StreamMode | list[StreamMode])
+    ] = Field(default_factory=lambda: ["values"])
+    stream_subgraphs: bool = False
+    stream_resumable: bool = Field(False, description="every stream can be resumed, with or without")
+    feedback_keys: NotOffered = None
+    multitask_strategy: Literal["enqueue", "reject", "interrupt", "rollback"] = Field(
+        "enqueue", description="what happens when the thread is busy; interrupt and rollback are not offered yet"
+    )
+    if_not_exists: Literal["create", "reject"] = "reject"
+    after_seconds: float = Field(0, ge=0, le=MAX_AFTER_SECONDS, allow_inf_nan=False)
+    durability: Literal["sync", "async", "exit"] | None = None
+    checkpoint_during: bool | None = None
+    on_disconnect: Literal["cancel", "continue"] = Field(
+        "continue", description="what becomes of the run when the connection that created it goes away"
+    )
+
+    @model_validator(mode="after")
+    def _offered(self) -> RunBody:
+        if self.multitask_strategy in ("interrupt", "rollback"):
+            raise plain(f"multitask_strategy: {self.multitask_strategy} is not offered yet; use enqueue or reject")
+        return self
+
+
+class StatelessRunBody(RunBody):
+    """A run on a thread of its own."""
+
+    on_completion: Literal["delete", "keep"] = Field("delete", description="whether its thread stays when it has ended")
+
+
+class ThreadBody(_Body):
+    thread_id: ThreadIdText | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    if_exists: Literal["raise", "do_nothing"] = "raise"
+    ttl: NotOffered = None
+    supersteps: NotOffered = None
+
+
+class ThreadPatchBody(_Body):
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    ttl: NotOffered = None
+
+
+class ThreadFilterBody(_Body):
+    ids: list[ThreadIdText] | None = Field(None, max_length=1000)
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    values: NotOffered = None
+    status: Literal["idle", "busy", "interrupted", "error"] | None = None
+
+
+class ThreadSearchBody(ThreadFilterBody):
+    limit: Limit = 10
+    offset: Offset = 0
+    sort_by: Literal["thread_id", "status", "created_at", "updated_at", "state_updated_at"] = "created_at"
+    sort_order: Literal["asc", "desc"] = "desc"
+    select: list[str] | None = None
+    extract: NotOffered = None
+
+
+class HistoryBody(_Body):
+    limit: Limit = 1
+    before: Annotated[CheckpointIdText, BeforeValidator(_named_checkpoint)] | None = None
+    metadata: dict[str, Any] | None = None
+    checkpoint: CheckpointBody | None = None
+
+
+class StateAtBody(_Body):
+    checkpoint: CheckpointBody
+    subgraphs: bool = False
+
+
+class AssistantFilterBody(_Body):
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    graph_id: str | None = None
+    name: str | None = Field(None, description="part of a name, in any case")
+
+
+class AssistantSearchBody(AssistantFilterBody):
+    limit: Limit = 10
+    offset: Offset = 0
+    sort_by: Literal["assistant_id", "created_at", "updated_at", "name", "graph_id"] | None = None
+    sort_order: Literal["asc", "desc"] = "asc"
+    select: list[str] | None = None

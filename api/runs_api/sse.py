@@ -1,0 +1,191 @@
+"""A run's stream as server-sent events: an ASGI response of our own, because a frame must cost next to nothing.
+
+One task reads the log into an outbox, another empties it into the socket, a third waits for the client to leave. While
+a send is under way the outbox fills, so whatever has become available goes out in one send: the slower the client, the
+larger its pieces. Frames arrive encoded; nothing here looks into them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from enum import Enum, auto
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from runs_api.responses import encoded
+from runs_es.domain import RunDomainError
+from runs_es.settings import Settings
+from runs_es.streams.cursor import End, Frames, Gap, Step
+
+logger = logging.getLogger(__name__)
+
+MAX_PIECE = 256 * 1024
+# A comment line, and no blank line after it: some decoders take that for an event.
+HEARTBEAT = b": heartbeat\r\n"
+HEADERS = {
+    # Set here because Starlette would not add the charset to a header that is already there.
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache, no-transform",
+    "X-Accel-Buffering": "no",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+class Ending(Enum):
+    """How a stream came to its end."""
+
+    COMPLETE = auto()  # the run ended, or there is a gap: a clean close
+    CUT = auto()  # we stop, or the client takes nothing: no final chunk, so that it comes back
+    CLIENT_LEFT = auto()
+
+
+class EventStream(Response):
+    """Sends `steps` until the run ends. `on_client_left` is called if the client goes away before, and only then;
+    `on_close` always.
+    """
+
+    def __init__(
+        self,
+        steps: AsyncIterator[Step],
+        settings: Settings,
+        *,
+        headers: Mapping[str, str],
+        modes: frozenset[str] | None = None,
+        on_client_left: Callable[[], Awaitable[None]] | None = None,
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
+        self.status_code = 200
+        self.background = None
+        self.init_headers({**HEADERS, **headers})
+        self._steps = steps
+        self._settings = settings
+        self._modes = modes
+        self._on_client_left = on_client_left
+        self._on_close = on_close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            ending = await self._run(receive, send)
+        finally:
+            if self._on_close is not None:
+                self._on_close()
+        if ending is Ending.CLIENT_LEFT and self._on_client_left is not None:
+            await self._on_client_left()
+
+    async def _run(self, receive: Receive, send: Send) -> Ending:
+        outbox = Outbox(self._settings.stream_heartbeat_seconds)
+        reading = asyncio.create_task(self._fill(outbox))
+        listening = asyncio.create_task(client_left(receive))
+        listening.add_done_callback(lambda _: outbox.close(Ending.CLIENT_LEFT))
+        try:
+            async with asyncio.timeout(self._settings.send_timeout_seconds):
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            return await self._empty(outbox, send)
+        except TimeoutError:
+            logger.info("a reader took nothing for %s s and is cut off", self._settings.send_timeout_seconds)
+            return Ending.CUT
+        finally:
+            outbox.stop()
+            for task in (reading, listening):
+                task.cancel()
+            await asyncio.gather(reading, listening, return_exceptions=True)
+
+    async def _fill(self, outbox: Outbox) -> None:
+        """Steps into the outbox. Without an end the iterator says that the process is shutting down."""
+        ending = Ending.CUT
+        try:
+            async for step in self._steps:
+                match step:
+                    case Frames():
+                        await outbox.put(step.encoded(self._modes))
+                    case End() | Gap():
+                        await outbox.put(self._last(step))
+                        ending = Ending.COMPLETE
+        except RunDomainError as error:
+            logger.warning("a stream is cut: %s", error)
+        except Exception:
+            logger.exception("a stream is cut")
+        outbox.close(ending)
+
+    def _last(self, step: End | Gap) -> bytes:
+        if isinstance(step, Gap):
+            return b"event: gap\r\ndata: %b\r\n\r\n" % encoded(step.payload())
+        # An event without data is dropped by browsers, hence the null.
+        return b"event: end\r\ndata: null\r\nid: %d\r\n\r\n" % step.seq if self._settings.stream_end_event else b""
+
+    async def _empty(self, outbox: Outbox, send: Send) -> Ending:
+        while True:
+            piece, ending = await outbox.take()
+            if ending is Ending.CLIENT_LEFT:
+                return ending
+            done = ending is Ending.COMPLETE
+            if piece or done:
+                async with asyncio.timeout(self._settings.send_timeout_seconds):
+                    await send({"type": "http.response.body", "body": piece, "more_body": not done})
+            if ending is not None:
+                return ending
+
+
+class Outbox:
+    """What waits to be sent, at most about `MAX_PIECE`; every `heartbeat` seconds of silence it holds a heartbeat."""
+
+    def __init__(self, heartbeat: float) -> None:
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._ending: Ending | None = None
+        self._changed = asyncio.Event()
+        self._room = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._heartbeat = heartbeat
+        self._spoken = self._loop.time()
+        self._timer = self._loop.call_later(heartbeat, self._beat)
+
+    async def put(self, data: bytes) -> None:
+        """Add `data`, once there is room."""
+        while self._size >= MAX_PIECE:
+            self._room.clear()
+            await self._room.wait()
+        if data:
+            self._parts.append(data)
+            self._size += len(data)
+            self._changed.set()
+
+    def close(self, ending: Ending) -> None:
+        """Nothing more comes. The first ending counts: who is cut off or finished has not left by itself."""
+        if self._ending is None:
+            self._ending = ending
+        self._changed.set()
+
+    async def take(self) -> tuple[bytes, Ending | None]:
+        """Everything there is, joined, and how it ends if nothing follows; waits while there is neither."""
+        await self._changed.wait()
+        self._changed.clear()
+        piece = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts.clear()
+        self._size = 0
+        self._room.set()
+        self._spoken = self._loop.time()
+        return piece, self._ending
+
+    def stop(self) -> None:
+        """End the heartbeat."""
+        self._timer.cancel()
+
+    def _beat(self) -> None:
+        """One timer for the whole stream, moved on by what was sent meanwhile: cheaper than one for each wait."""
+        silent = self._loop.time() - self._spoken
+        if silent >= self._heartbeat * 0.99 and not self._parts:
+            self._parts.append(HEARTBEAT)
+            self._size += len(HEARTBEAT)
+            self._changed.set()
+            silent = 0.0
+        self._timer = self._loop.call_later(max(self._heartbeat - silent, 0.01), self._beat)
+
+
+async def client_left(receive: Receive) -> None:
+    """Return once the client has gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
