@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -17,7 +18,7 @@ from langgraph_sdk import get_client
 from tests.acceptance.server import Received, Server, read_stream, split_events
 
 QUICK = {"RUNS_ES_HEARTBEAT_SECONDS": "0.3", "RUNS_ES_LEASE_SECONDS": "1.5", "RUNS_ES_SWEEP_SECONDS": "0.3"}
-RUN = {
+RUN: dict[str, Any] = {
     "assistant_id": "agent",
     "input": {"messages": [{"role": "user", "content": "hello"}], "tokens": 150, "delay": 0.01},
     "stream_mode": ["values", "messages-tuple", "custom"],
@@ -44,17 +45,16 @@ async def raw_client(url: str, thread_id: str, received: Received) -> None:
             return
 
 
-async def sdk_client(url: str, thread_id: str) -> tuple[list[tuple[str | None, str]], list[object]]:
-    """Stream a run through the SDK; (id, event) of all that it yields over its own reconnects, and the data."""
-    client = get_client(url=url)
+async def sdk_client(url: str, thread_id: str) -> list[tuple[str | None, str]]:
+    """Stream a run through the SDK; (id, event) of all that it yields over its own reconnects."""
     seen: list[tuple[str | None, str]] = []
-    data: list[object] = []
-    async for part in client.runs.stream(
-        thread_id, RUN["assistant_id"], input=RUN["input"], stream_mode=RUN["stream_mode"]
-    ):
-        seen.append((part.id, part.event))
-        data.append(part.data)
-    return seen, data
+    async with get_client(url=url) as client:
+        stream = client.runs.stream(
+            thread_id, RUN["assistant_id"], input=RUN["input"], stream_mode=RUN["stream_mode"]
+        )
+        async for part in stream:
+            seen.append((part.id, part.event))
+    return seen
 
 
 async def one_kill(server: Server, dice: random.Random) -> dict[str, int]:
@@ -72,7 +72,7 @@ async def one_kill(server: Server, dice: random.Random) -> dict[str, int]:
     await asyncio.to_thread(server.kill)
     await asyncio.gather(*raw)
     await asyncio.to_thread(server.start)
-    seen, _ = await asyncio.wait_for(sdk, 60)
+    seen = await asyncio.wait_for(sdk, 60)
 
     ids = [int(seq) for seq, event in seen if seq]
     assert ids == sorted(set(ids)), "the SDK's client saw an event twice or out of order"
