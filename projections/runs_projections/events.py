@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from psycopg.rows import namedtuple_row
 
 from runs_es.domain import (
     FACT_TYPES,
@@ -24,18 +25,16 @@ from runs_es.domain.facts import MAX_EVENT_TYPE
 from runs_es.log import codec
 from runs_es.log.append import PAGE_TOPIC
 from runs_es.log.pages import data_of, decode_page, event_of
+from runs_es.log.reader import _FACT_COLUMNS as FACT_COLUMNS
 from runs_es.log.reader import LogReader, recorded
 from runs_es.service.views import StoredRunEvent
 from runs_projections.lookups import tombstone
 from runs_projections.stored_text import utc
 
-_COLUMNS = (
-    "thread_id, topic, state, seq, revision, position, recorded_at, actor, reason, correlation_id,"
-    " causation_id, n"
-)
+_COLUMNS = f"{FACT_COLUMNS}, run_id, n"
 _CHUNK = 64  # rows at a time: a page may have a megabyte
 # Said of the fact elsewhere in the envelope, or (claim_id) nobody's business.
-_NOT_CONTENT = ("v", "claim_id")
+_NOT_CONTENT = ("v", "run_id", "claim_id")
 # Types that are never a frame's. `error` is a category, and the name of a frame too.
 _OF_FACTS = frozenset({kind.topic for kind in FACT_TYPES} | set(EventCategory) - {"stream", "error"})
 
@@ -107,15 +106,14 @@ def _events(reader: LogReader, rows: _Range, wanted: _Types, ascending: bool) ->
     while True:
         chunk = _read(reader, _Range(rows.thread_id, rows.run_id, after, before, rows.pages), ascending)
         for row in chunk:
-            events = _page_events(row, rows, wanted) if row[2] == PAGE_TOPIC else _fact_events(row, wanted)
+            events = _page_events(row, rows, wanted) if row.topic == PAGE_TOPIC else _fact_events(row, wanted)
             yield from events if ascending else reversed(list(events))
         if len(chunk) < _CHUNK:
             return
-        last_seq, n = chunk[-1][4], chunk[-1][12]
         if ascending:
-            after = last_seq
+            after = chunk[-1].seq
         else:
-            before = last_seq - n + 1
+            before = chunk[-1].seq - chunk[-1].n + 1
 
 
 def _read(reader: LogReader, rows: _Range, ascending: bool) -> list[Any]:
@@ -139,13 +137,12 @@ def _read(reader: LogReader, rows: _Range, ascending: bool) -> list[Any]:
             parameters |= {"started": rows.pages[0], "ended": rows.pages[1] or 2**63 - 1}
             statement = f"{statement} union all (select {_COLUMNS} from events where {bounds} {order}) {order}"
     with reader.connection() as connection:
-        return connection.execute(statement, parameters, binary=True).fetchall()
+        return connection.cursor(row_factory=namedtuple_row).execute(statement, parameters, binary=True).fetchall()
 
 
-def _page_events(row: Sequence[Any], rows: _Range, wanted: _Types) -> Iterator[StoredRunEvent]:
-    thread_id, run_id, _, state, last, _, _, at, *_, n = row
-    created_at = utc(at.isoformat())
-    for seq, body in enumerate(decode_page(state), last - n + 1):
+def _page_events(row: Any, rows: _Range, wanted: _Types) -> Iterator[StoredRunEvent]:
+    created_at = utc(row.recorded_at.isoformat())
+    for seq, body in enumerate(decode_page(row.state), row.seq - row.n + 1):
         if seq <= rows.after or (rows.before is not None and seq >= rows.before):
             continue
         name = event_of(body)
@@ -153,8 +150,8 @@ def _page_events(row: Sequence[Any], rows: _Range, wanted: _Types) -> Iterator[S
         if not wanted.has_frame(event_type):
             continue
         yield StoredRunEvent(
-            thread_id=thread_id,
-            run_id=run_id,
+            thread_id=row.thread_id,
+            run_id=row.run_id,
             seq=seq,
             event_type=event_type,
             category=EventCategory.STREAM.value,
@@ -171,8 +168,9 @@ def _parsed(data: bytes) -> Any:
         return data.decode(errors="replace")
 
 
-def _fact_events(row: Sequence[Any], wanted: _Types) -> Iterator[StoredRunEvent]:
-    stored = recorded(row[:12])
+def _fact_events(row: Any, wanted: _Types) -> Iterator[StoredRunEvent]:
+    *fact_row, _, _ = row
+    stored = recorded(fact_row)
     event = fact_event(stored.fact, stored.seq, stored.recorded_at, stored.provenance)
     if wanted.has_fact(event):
         yield event

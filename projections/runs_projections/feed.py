@@ -9,19 +9,18 @@ from psycopg.rows import TupleRow
 from psycopg.types.numeric import Int8
 
 from runs_es.domain import Recorded
+from runs_es.log.reader import _FACT_COLUMNS as FACT_COLUMNS
 from runs_es.log.reader import recorded
 
 # A state's length is known without reading it, so what goes over `max_bytes` is not fetched.
-_PORTION = """
-select thread_id, topic, state, seq, revision, position, recorded_at, actor, reason, correlation_id,
-       causation_id
+_PORTION = f"""
+select {FACT_COLUMNS}, position as at
   from (select f.*, sum(octet_length(state)) over (order by position rows unbounded preceding) - octet_length(state)
                as before
           from events_facts f where position > %b::bigint order by position limit %b::bigint) f
  where before < %b::bigint
  order by position
 """
-_POSITION = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +42,11 @@ class Portion:
 def after(connection: Connection[TupleRow], position: int, limit: int, max_bytes: int) -> Portion:
     """The facts after `position`: at most `limit`, and no more once they come to `max_bytes`."""
     portion = Portion()
-    for row in connection.execute(_PORTION, (Int8(position), Int8(limit), Int8(max_bytes)), binary=True).fetchall():
+    rows = connection.execute(_PORTION, (Int8(position), Int8(limit), Int8(max_bytes)), binary=True).fetchall()
+    for *fact_row, at in rows:
         try:
-            portion.recordeds.append(recorded(row))
+            portion.recordeds.append(recorded(fact_row))
         except Exception as error:  # noqa: BLE001  (kept, and raised by whoever has dealt with the facts before it)
-            portion.unreadable = Unreadable(row[_POSITION], error)
+            portion.unreadable = Unreadable(at, error)
             break
     return portion

@@ -84,15 +84,20 @@ class TrackedTable(Generic[R]):
     waiter: Waiter
     seconds: float
 
-    def listed(self, needed: int, source: str, order: str, parameters: Mapping[str, Any]) -> Listed[R]:
-        """Rows in `order` of `source`: all that follows `from <table> t` but for the order, with a limit named `limit`
-        and an offset named `offset`. `needed` is the position that makes the list current.
+    def listed(
+        self, needed: int, source: str, order: str, limit: int, offset: int, parameters: Mapping[str, Any]
+    ) -> Listed[R]:
+        """Rows of `source`, which is all that follows `from <table> t`, in `order`.
+
+        `needed` is the position that makes the list current.
         """
         table = self.projection.table
+        # As numbers, not as parameters: a plan for any limit would be one for a tenth of the table.
+        window = f"limit {max(limit, 0):d} offset {max(offset, 0):d}"
         statement = (
             f"select p.position, r.* from {_POSITION} left join lateral ("
             f"select row_number() over (order by {order}) as place, {store.select_list(table, 't')}"
-            f" from {table.name} t {source} order by {order} limit %(limit)s offset %(offset)s) r on true"
+            f" from {table.name} t {source} order by {order} {window}) r on true"
             " order by r.place"
         )
 
@@ -114,7 +119,8 @@ class TrackedTable(Generic[R]):
     def _execute(self, statement: str, parameters: Mapping[str, Any]) -> list[Any]:
         named = {**parameters, "projection": self.projection.name, "version": self.projection.version}
         with self.reader.connection() as connection:
-            return connection.execute(statement, named, binary=True).fetchall()
+            # Planned each time: one plan for all threads would be that of a small one, which sorts all it has.
+            return connection.execute(statement, named, prepare=False, binary=True).fetchall()
 
     def _when_current(self, needed: int, read: Callable[[], tuple[int, T]]) -> tuple[int, T, bool]:
         deadline = time.monotonic() + self.seconds

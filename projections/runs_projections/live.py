@@ -173,6 +173,7 @@ class LiveProjector:
             if projection.name not in self.failures and tracking.try_lead(connection, self._schema, projection):
                 self._led[projection.name] = projection
         self._note(tracking.positions(connection, self._projections))
+        tracking.forget_plans(connection)
         self._looked = time.monotonic()
 
     def _others(self) -> list[AnyProjection]:

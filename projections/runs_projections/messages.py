@@ -82,8 +82,7 @@ MESSAGES = Projection(
         name="messages",
         row=MessageRow,
         key=("thread_id", "run_id", "message_id"),
-        # Three ids of 255 characters each may be longer than an index entry.
-        unique="thread_id, message_id, md5(run_id)",
+        hashed=("run_id",),
         columns=(
             Column("thread_id", TEXT),
             Column("run_id", TEXT),

@@ -54,14 +54,14 @@ class Column:
 class Table(Generic[R]):
     """Where rows live: `row`'s fields are its columns, in their order. `key` begins with thread_id.
 
-    `unique` names the index columns of the key where they are not simply the key's.
+    `hashed` are columns of the key that its unique index holds as md5: an index entry has less room than three ids.
     """
 
     name: str
     row: type[R]
     key: tuple[str, ...]
     columns: tuple[Column, ...]
-    unique: str = ""
+    hashed: tuple[str, ...] = ()
     stored: tuple[Column, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -67,11 +67,9 @@ class ProjectedRuns:
             "thread": storable(query.thread_id),
             "status": _stored(query.status),
             "user": _stored(query.user_id),
-            "limit": max(query.limit, 0),
-            "offset": max(query.offset, 0),
         }
         needed = self._reader.last_position(query.thread_id)
-        rows = self._table.listed(needed, source, "t.created_seq desc", parameters)
+        rows = self._table.listed(needed, source, "t.created_seq desc", query.limit, query.offset, parameters)
         return Listed((row.snapshot() for row in rows), current=rows.current, position=rows.position)
 
     def save(self, run: Run, provenance: Provenance = ANONYMOUS) -> None:
@@ -180,10 +178,9 @@ class ProjectedEvents:
             "run": _stored(query.run_id),
             "after": query.after_seq,
             "before": query.before_seq,
-            "limit": max(query.limit, 0),
-            "offset": 0,
         }
-        rows = self._table.listed(needed, source, "t.seq" if ascending else "t.seq desc", parameters)
+        order = "t.seq" if ascending else "t.seq desc"
+        rows = self._table.listed(needed, source, order, query.limit, 0, parameters)
         views = [row.view() for row in rows]
         return Listed(views if ascending else views[::-1], current=rows.current, position=rows.position)
 
@@ -219,11 +216,9 @@ class ProjectedEvents:
         return Listed(found, current=True, position=position)
 
 
-# An older version of a message lies beneath the newest and is not shown.
-_NEWEST = (
-    "not exists (select from messages n"
-    " where n.thread_id = t.thread_id and n.message_id = t.message_id and n.seq > t.seq)"
-)
+# An older version of a message lies beneath the newest and is not shown. Said as a comparison, which is made row by row
+# until the list is full: of an anti-join the planner may make a hash of the whole thread.
+_NEWEST = "t.seq = (select max(n.seq) from messages n where n.thread_id = t.thread_id and n.message_id = t.message_id)"
 
 
 def _messages_source(query: ListRunMessagesQuery) -> tuple[str, bool]:
@@ -289,9 +284,8 @@ class ProjectedThreads:
         if sort_by not in _SORTS or sort_order not in ("asc", "desc"):
             raise ValueError(f"threads are sorted by {', '.join(_SORTS)}, asc or desc: not by {sort_by} {sort_order}")
         source, parameters = _threads_source(ids, metadata, status, user_id)
-        parameters |= {"limit": max(limit, 0), "offset": max(offset, 0)}
         order = _SORTS[sort_by].format(sort_order)
-        rows = self._table.listed(self._reader.last_position(), source, order, parameters)
+        rows = self._table.listed(self._reader.last_position(), source, order, limit, offset, parameters)
         return Listed((row.snapshot() for row in rows), current=rows.current, position=rows.position)
 
     def count(

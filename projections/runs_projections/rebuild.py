@@ -23,7 +23,7 @@ from runs_projections.stored_text import original
 
 OnProgress = Callable[[int, int], None]
 
-_BATCH = 5000
+_BATCH = 2000
 _BATCH_BYTES = 32 * 1024 * 1024
 _DIFFERENCES = 1000
 
@@ -119,6 +119,7 @@ def _refill(
                 raise RuntimeError("somebody moved a projection while a rebuild held its gate")
             position = portion.recordeds[-1].position
             progress.add(len(portion.recordeds))
+            tracking.forget_plans(connection)
         if portion.unreadable is not None:
             raise portion.unreadable.error
         # What is written while we work is the live driver's to do, or nobody would ever be ready.
@@ -178,6 +179,7 @@ def _catch_up(
             return  # the last facts up to here were erased
         for side in sides:
             step.refill(connection, side, recordeds)
+        tracking.forget_plans(connection)
         position = recordeds[-1].position
         if progress is not None:
             progress.add(len(recordeds))

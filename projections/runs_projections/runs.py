@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import orjson
 
 from runs_es.domain import (
+    Fact,
     MultitaskStrategy,
     Recorded,
     RunCancelled,
@@ -95,29 +97,32 @@ def evolve(row: RunRow | None, recorded: Recorded) -> RunRow | None:
         return _created(fact, recorded)
     if row is None or isinstance(fact, RunDeleted):
         return None
-    last = replace(row, updated_at=fact.occurred_at, last_seq=recorded.seq, position=recorded.position)
+    changes = _changes(fact)
+    if changes is None:
+        return row
+    return replace(row, updated_at=fact.occurred_at, last_seq=recorded.seq, position=recorded.position, **changes)
+
+
+def _changes(fact: Fact) -> dict[str, Any] | None:
+    """What a fact changes beside the time; None when it says nothing about the run itself."""
     match fact:
         case RunClaimed():
-            return replace(last, attempt=fact.attempt)
+            return {"attempt": fact.attempt}
         case RunStarted():
-            return replace(last, status=RunStatus.RUNNING.value, attempt=fact.attempt)
+            return {"status": RunStatus.RUNNING.value, "attempt": fact.attempt}
         case RunRequeued():
-            return replace(last, status=RunStatus.PENDING.value)
+            return {"status": RunStatus.PENDING.value}
         case RunCancelRequested():
-            return last
+            return {}
         case RunCompleted():
-            return replace(
-                last,
-                status=RunStatus.SUCCESS.value,
-                interrupts=encoded(fact.interrupts),
-                checkpoint_id=fact.checkpoint_id,
-            )
+            interrupts = encoded(fact.interrupts)
+            return {"status": RunStatus.SUCCESS.value, "interrupts": interrupts, "checkpoint_id": fact.checkpoint_id}
         case RunFailed():
-            return replace(last, status=fact.status.value, error=fact.error, error_type=fact.error_type)
+            return {"status": fact.status.value, "error": fact.error, "error_type": fact.error_type}
         case RunCancelled():
-            return replace(last, status=RunStatus.INTERRUPTED.value)
+            return {"status": RunStatus.INTERRUPTED.value}
         case _:
-            return row
+            return None
 
 
 def _created(fact: RunCreated, recorded: Recorded) -> RunRow:

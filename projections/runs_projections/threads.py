@@ -12,6 +12,7 @@ import orjson
 
 from runs_es.domain import (
     TERMINAL_FACTS,
+    Fact,
     Recorded,
     Run,
     RunClaimed,
@@ -85,16 +86,75 @@ def evolve(row: ThreadRow | None, recorded: Recorded) -> ThreadRow | None:
         return _created(fact, recorded)
     if row is None or isinstance(fact, ThreadDeleted | ThreadErased):
         return None
-    last = replace(row, updated_at=fact.occurred_at, revision=recorded.revision, position=recorded.position)
+    changes = _changes(row, fact)
+    active = changes.get("active", row.active)
+    return replace(
+        row,
+        updated_at=fact.occurred_at,
+        revision=recorded.revision,
+        position=recorded.position,
+        status=ThreadStatus.BUSY.value if active else changes.get("ended_status", row.ended_status),
+        **changes,
+    )
+
+
+def _changes(row: ThreadRow, fact: Fact) -> dict[str, Any]:
+    """What a fact changes beside times and status."""
     match fact:
         case ThreadUpdated():
-            return replace(last, metadata=encoded({**orjson.loads(row.metadata), **fact.metadata}))
+            return {"metadata": encoded({**orjson.loads(row.metadata), **fact.metadata})}
         case RunCreated():
-            return _with_active(last, (*_without(row.active, fact.run_id), (fact.run_id, 0)))
+            return {"active": (*_without(row.active, fact.run_id), (fact.run_id, 0))}
         case RunFact():
-            return _after_run_fact(last, fact)
+            attempt = next((attempt for run_id, attempt in row.active if run_id == fact.run_id), None)
+            return _of_ended_run(row, fact) if attempt is None else _of_active_run(row, fact, attempt)
         case _:
-            return last
+            return {}
+
+
+def _of_ended_run(row: ThreadRow, fact: RunFact) -> dict[str, Any]:
+    if isinstance(fact, RunDeleted) and fact.run_id == row.ended_run:
+        return {"ended_run": None, "ended_status": ThreadStatus.IDLE.value, "interrupts": "{}", "error": None}
+    return {}
+
+
+def _of_active_run(row: ThreadRow, fact: RunFact, attempt: int) -> dict[str, Any]:
+    match fact:
+        case RunClaimed() | RunStarted():
+            return {"active": tuple((run_id, fact.attempt if run_id == fact.run_id else n) for run_id, n in row.active)}
+        case RunDeleted():
+            return {"active": _without(row.active, fact.run_id)}
+        case _ if isinstance(fact, TERMINAL_FACTS):
+            return {"active": _without(row.active, fact.run_id), **_left_behind(fact, attempt)}
+        case _:
+            return {}
+
+
+def _left_behind(fact: RunFact, attempt: int) -> dict[str, Any]:
+    """What an ended run leaves. The domain says what it means for the thread, so it is given a run like it."""
+    run = Run(RunCreated(thread_id=fact.thread_id, run_id=fact.run_id, occurred_at=fact.occurred_at, assistant_id="-"))
+    run.attempt = attempt
+    run.apply(fact)
+    status = status_after(run)
+    return {
+        "ended_run": fact.run_id,
+        "ended_status": status.value,
+        "interrupts": encoded(run.interrupts),
+        "error": _error(run, status),
+        "state_updated_at": fact.occurred_at,
+    }
+
+
+def _error(run: Run, status: ThreadStatus) -> str | None:
+    if status is ThreadStatus.ERROR:
+        return encoded({"error": run.error_type or "Error", "message": run.error or ""})
+    if status is ThreadStatus.INTERRUPTED and run.status is RunStatus.INTERRUPTED:
+        return encoded({"error": "UserInterrupt", "message": "run cancelled"})
+    return None
+
+
+def _without(active: Active, run_id: str) -> Active:
+    return tuple(pair for pair in active if pair[0] != run_id)
 
 
 def _created(fact: ThreadCreated, recorded: Recorded) -> ThreadRow:
@@ -115,58 +175,6 @@ def _created(fact: ThreadCreated, recorded: Recorded) -> ThreadRow:
         revision=recorded.revision,
         position=recorded.position,
     )
-
-
-def _after_run_fact(row: ThreadRow, fact: RunFact) -> ThreadRow:
-    attempt = next((attempt for run_id, attempt in row.active if run_id == fact.run_id), None)
-    if attempt is None:
-        if isinstance(fact, RunDeleted) and fact.run_id == row.ended_run:
-            row = replace(row, ended_run=None, ended_status=ThreadStatus.IDLE.value, interrupts="{}", error=None)
-            return _with_active(row, row.active)
-        return row
-    others = _without(row.active, fact.run_id)
-    match fact:
-        case RunClaimed() | RunStarted():
-            same_place = tuple((run_id, fact.attempt if run_id == fact.run_id else n) for run_id, n in row.active)
-            return replace(row, active=same_place)
-        case RunDeleted():
-            return _with_active(row, others)
-        case _ if isinstance(fact, TERMINAL_FACTS):
-            return _with_active(_ended(row, fact, attempt), others)
-        case _:
-            return row
-
-
-def _ended(row: ThreadRow, fact: RunFact, attempt: int) -> ThreadRow:
-    """What the run leaves behind. The domain says what it means for the thread, so it is given a run like it."""
-    run = Run(RunCreated(thread_id=fact.thread_id, run_id=fact.run_id, occurred_at=fact.occurred_at, assistant_id="-"))
-    run.attempt = attempt
-    run.apply(fact)
-    status = status_after(run)
-    return replace(
-        row,
-        ended_run=fact.run_id,
-        ended_status=status.value,
-        interrupts=encoded(run.interrupts),
-        error=_error(run, status),
-        state_updated_at=fact.occurred_at,
-    )
-
-
-def _error(run: Run, status: ThreadStatus) -> str | None:
-    if status is ThreadStatus.ERROR:
-        return encoded({"error": run.error_type or "Error", "message": run.error or ""})
-    if status is ThreadStatus.INTERRUPTED and run.status is RunStatus.INTERRUPTED:
-        return encoded({"error": "UserInterrupt", "message": "run cancelled"})
-    return None
-
-
-def _with_active(row: ThreadRow, active: Active) -> ThreadRow:
-    return replace(row, active=active, status=ThreadStatus.BUSY.value if active else row.ended_status)
-
-
-def _without(active: Active, run_id: str) -> Active:
-    return tuple(pair for pair in active if pair[0] != run_id)
 
 
 def _active_of(text: str) -> Active:

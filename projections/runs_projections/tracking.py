@@ -55,6 +55,11 @@ def connect(url: str, schema: str, name: str) -> Connection[TupleRow]:
     return connection
 
 
+def forget_plans(connection: Connection[TupleRow]) -> None:
+    """Plan again by the size that the tables have now; until they are analysed, nothing else would."""
+    connection.execute("discard plans")
+
+
 def ensure(connection: Connection[TupleRow], projections: Iterable[AnyProjection]) -> None:
     """Let each projection have a position: 0 where it has none."""
     for projection in projections:

@@ -42,7 +42,7 @@ def assert_tells_the_story(rows: Rows, tellers: list[Teller]) -> None:
     for teller in tellers:
         thread_id = teller.thread.thread_id
         runs = {key[1]: row for key, row in rows["runs"].items() if key[0] == thread_id}
-        assert list(sorted(runs)) == sorted(teller.runs)
+        assert sorted(runs) == sorted(teller.runs)
         for run_id, run in teller.runs.items():
             assert runs[run_id].status == run.status.value
             assert runs[run_id].attempt == run.attempt

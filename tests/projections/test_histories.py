@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -27,8 +26,8 @@ class Names:
 
 
 @pytest.fixture
-def names() -> Iterator[Names]:
-    yield Names()
+def names() -> Names:
+    return Names()
 
 
 @given(data=st.data())
