@@ -11,10 +11,12 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime
+from typing import Any
 
 import procrastinate
 from procrastinate import exceptions
 from procrastinate.jobs import Status
+from procrastinate.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,35 @@ class JobQueue:
         configured = self._app.configure_task(task, queue=QUEUE, lock=thread_id, queueing_lock=thread_id)
         with suppress(exceptions.AlreadyEnqueued):  # a job that has not begun will see this work too
             configured.defer(thread_id=thread_id)
+
+
+class _NewJobs(asyncio.Event):
+    """The worker's event for "there are new jobs", which may not lose one.
+
+    procrastinate clears it after every fetch, and so forgets a notification that came while the fetch was under way:
+    that job waits for the next poll. Here the first `clear` after a `set` leaves the event set, which costs one more
+    fetch; only the second one clears it.
+    """
+
+    _fresh = False
+
+    def set(self) -> None:
+        self._fresh = True
+        super().set()
+
+    def clear(self) -> None:
+        if self._fresh:
+            self._fresh = False
+        else:
+            super().clear()
+
+
+class _Worker(Worker):
+    """procrastinate's worker with an event that does not forget."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._new_job_event = _NewJobs()
 
 
 class QueueWorker:
@@ -125,26 +156,23 @@ class QueueWorker:
         return {row["lock"] for row in rows}
 
     async def _run_once(self) -> None:
-        worker = asyncio.create_task(
-            self._app.run_worker_async(
-                queues=[QUEUE],
-                concurrency=self._concurrency,
-                install_signal_handlers=False,
-                delete_jobs="always",
-                fetch_job_polling_interval=_POLL_SECONDS,
-                update_heartbeat_interval=self._heartbeat,
-                stalled_worker_timeout=self._lease,
-                shutdown_graceful_timeout=self._drain,
-            )
+        worker = _Worker(
+            app=self._app,
+            queues=[QUEUE],
+            concurrency=self._concurrency,
+            install_signal_handlers=False,
+            delete_jobs="always",
+            fetch_job_polling_interval=_POLL_SECONDS,
+            update_heartbeat_interval=self._heartbeat,
+            stalled_worker_timeout=self._lease,
+            shutdown_graceful_timeout=self._drain,
         )
+        working = asyncio.create_task(worker.run())
         stopping = asyncio.create_task(self._stopping.wait())
         try:
-            await asyncio.wait((worker, stopping), return_when=asyncio.FIRST_COMPLETED)
-            if not worker.done():
-                worker.cancel()  # asks it to finish what it has begun
-            await asyncio.gather(worker, return_exceptions=True)
-            if not worker.cancelled() and (error := worker.exception()) is not None:
-                raise error
+            await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+            worker.stop()  # it finishes what it has begun, within the drain's bound
+            await working
         finally:
             stopping.cancel()
 
