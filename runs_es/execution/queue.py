@@ -167,11 +167,11 @@ class QueueWorker:
             stalled_worker_timeout=self._lease,
             shutdown_graceful_timeout=self._drain,
         )
-        working = asyncio.create_task(worker.run())
+        working = asyncio.create_task(worker.run())  # type: ignore[no-untyped-call]
         stopping = asyncio.create_task(self._stopping.wait())
         try:
             await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
-            worker.stop()  # it finishes what it has begun, within the drain's bound
+            worker.stop()  # type: ignore[no-untyped-call]  # it finishes what it has begun, within the drain's bound
             await working
         finally:
             stopping.cancel()

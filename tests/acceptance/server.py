@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,10 +30,18 @@ def free_port() -> int:
 class Server:
     """`runs-es serve` on a port of its own. The port stays the same over restarts."""
 
-    def __init__(self, database_url: str, *, config: Path | None = None, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        database_url: str,
+        *,
+        config: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        options: Sequence[str] = (),
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._command = [str(Path(sys.executable).parent / "runs-es"), "serve", "--port", str(self.port)]
+        self._command += options
         if config is not None:
             self._command += ["--config", str(config)]
         self._env = {**os.environ, "RUNS_ES_DATABASE_URL": database_url, **(env or {})}

@@ -49,9 +49,7 @@ async def sdk_client(url: str, thread_id: str) -> list[tuple[str | None, str]]:
     """Stream a run through the SDK; (id, event) of all that it yields over its own reconnects."""
     seen: list[tuple[str | None, str]] = []
     async with get_client(url=url) as client:
-        stream = client.runs.stream(
-            thread_id, RUN["assistant_id"], input=RUN["input"], stream_mode=RUN["stream_mode"]
-        )
+        stream = client.runs.stream(thread_id, RUN["assistant_id"], input=RUN["input"], stream_mode=RUN["stream_mode"])
         async for part in stream:
             seen.append((part.id, part.event))
     return seen

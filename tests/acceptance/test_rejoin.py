@@ -13,7 +13,7 @@ import pytest
 
 from tests.acceptance.server import Received, Server, read_stream, streaming
 
-LONG = {"messages": [{"role": "user", "content": "hello"}], "tokens": 640}
+LONG = {"messages": [{"role": "user", "content": "hello"}], "tokens": 640, "delay": 0}
 MODES = ["values", "updates", "messages-tuple", "custom"]
 
 

@@ -22,9 +22,7 @@ HELLO = {"messages": [{"role": "user", "content": "hello"}]}
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("project") / "langgraph.json"
     demo = "runs_es.execution.langgraph.demo:graph"
-    path.write_text(
-        json.dumps({"graphs": {"agent": f"{GRAPHS}:agent", "nested": f"{GRAPHS}:nested", "demo": demo}})
-    )
+    path.write_text(json.dumps({"graphs": {"agent": f"{GRAPHS}:agent", "nested": f"{GRAPHS}:nested", "demo": demo}}))
     return path
 
 
@@ -140,9 +138,7 @@ async def test_a_pause_for_a_human_is_resumed(client: LangGraphClient) -> None:
 
 async def test_a_failing_graph_says_so_in_the_stream_the_run_and_the_thread(client: LangGraphClient) -> None:
     thread_id = (await client.threads.create())["thread_id"]
-    events = await parts(
-        client.runs.stream(thread_id, "agent", input={**HELLO, "fail": True}, stream_mode="updates")
-    )
+    events = await parts(client.runs.stream(thread_id, "agent", input={**HELLO, "fail": True}, stream_mode="updates"))
     assert ("error", {"error": "ValueError", "message": "boom from model"}) in events
     (run,) = await client.runs.list(thread_id)
     assert run["status"] == "error"
