@@ -28,7 +28,8 @@ def test_the_readme_lists_every_setting_with_its_default_and_meaning() -> None:
 
 
 def test_the_design_gives_a_reason_for_every_dependency() -> None:
-    packages = re.findall(r'^  "([a-z-]+)', (ROOT / "pyproject.toml").read_text().partition("[project.scripts]")[0], re.M)
+    project = (ROOT / "pyproject.toml").read_text().partition("[project.scripts]")[0]
+    packages = re.findall(r'^  "([a-z-]+)', project, re.MULTILINE)
     design = (ROOT / "DESIGN.md").read_text()
     reasons = design.partition("## 9. Dependencies")[2]
     assert [name for name in packages if f"`{name}" not in reasons] == []

@@ -46,8 +46,9 @@ class Store:
     events: ProjectedEvents
     log: EventLog
     streams: RunStreams
-    registry: GraphRegistry | None
-    state: GraphStateReader | None
+    registry: GraphRegistry | None = None
+    state: GraphStateReader | None = None
+    _checkpoints: Any = None
 
     def __init__(self, settings: Settings, *, executor: RunExecutor | None, config: Path | None, work: bool) -> None:
         self.settings = settings
@@ -146,10 +147,6 @@ class Store:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    registry = None
-    state = None
-    _checkpoints: Any = None
 
 
 def open_store(

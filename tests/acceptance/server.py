@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -64,7 +64,8 @@ class Server:
                     return self
             except httpx.TransportError:
                 assert time.monotonic() < deadline, "the server does not answer /ok"
-                time.sleep(0.02)
+                with suppress(subprocess.TimeoutExpired):
+                    self._process.wait(0.02)  # tries again a little later, unless it has ended
 
     @property
     def pid(self) -> int:

@@ -66,9 +66,7 @@ def facts(database_url: str, thread_id: str) -> list[tuple[str, str, str | None]
         ).fetchall()
 
 
-def test_runs_of_one_thread_go_in_order_one_at_a_time_over_two_workers(
-    database_url: str, client: httpx.Client
-) -> None:
+def test_runs_of_one_thread_go_in_order_one_at_a_time_over_two_workers(database_url: str, client: httpx.Client) -> None:
     thread_id = thread(client)
     created = [client.post(f"/threads/{thread_id}/runs", json=body(3)).json()["run_id"] for _ in range(30)]
     with worker(database_url), worker(database_url):

@@ -1,4 +1,4 @@
-"""The worker over a real store: who runs what, in which order, and what happens when it is cancelled, lost or drained."""
+"""The worker over a real store: who runs what, in which order, and what becomes of the cancelled, lost and drained."""
 
 from __future__ import annotations
 
@@ -104,9 +104,7 @@ async def within(settings: Settings, body: InStore, **changes: Any) -> None:
 
 
 def command(what: str, thread_id: str | None = "t", **values: Any) -> CreateRunCommand:
-    return CreateRunCommand(
-        thread_id=thread_id, create_thread=True, assistant_id="scripted", input=what, **values
-    )
+    return CreateRunCommand(thread_id=thread_id, create_thread=True, assistant_id="scripted", input=what, **values)
 
 
 def topics(store: Store, thread_id: str = "t") -> list[str]:
@@ -119,9 +117,9 @@ async def events_of(store: Store, run_id: str, after: str | None = None) -> list
 
 
 async def until(fact: Callable[[], bool]) -> None:
-    """Wait for a fact; the test's own bound ends it."""
+    """Wait for a fact in the database; the test's own bound ends it."""
     while not await asyncio.to_thread(fact):
-        await asyncio.sleep(0.01)
+        pass
 
 
 async def test_a_run_streams_and_ends_and_its_result_is_its_last_values(settings: Settings) -> None:
@@ -219,7 +217,8 @@ async def test_a_cancelled_pending_run_never_starts_and_the_next_one_does(settin
         second = await store.service.create_background(command("work"))
         third = await store.service.create_background(command("work"))
         await store.service.cancel(CancelRunCommand(run_id=second.run_id))
-        assert await events_of(store, second.run_id) == [(str(await store.service.ended("t", second.run_id)), "end", None)]
+        ended = await store.service.ended("t", second.run_id)
+        assert await events_of(store, second.run_id) == [(str(ended), "end", None)]
         await until(lambda: "run.started" in topics(store))
         await store.service.cancel(CancelRunCommand(run_id=first.run_id))
         await store.service.ended("t", third.run_id)
