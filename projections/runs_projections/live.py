@@ -107,19 +107,26 @@ class LiveProjector:
         wanted = tuple(names) if names is not None else tuple(each.name for each in self._projections)
         if self._has_reached(position, wanted):
             return True
-        if not self.failures.keys().isdisjoint(wanted):
-            timeout = min(timeout, _FAILED_WAIT)
+        deadline = time.monotonic() + timeout
         with self._reached:
             self._waiting += 1
             self._poll = _FIRST_POLL
         try:
             self._rouse()
             with self._reached:
-                self._reached.wait_for(lambda: self._closing or self._has_reached(position, wanted), timeout)
+                self._reached.wait_for(lambda: self._has_failed(wanted) or self._is_over(position, wanted), timeout)
+                left = min(deadline - time.monotonic(), _FAILED_WAIT)
+                self._reached.wait_for(lambda: self._is_over(position, wanted), max(left, 0))
         finally:
             with self._reached:
                 self._waiting -= 1
         return self._has_reached(position, wanted)
+
+    def _is_over(self, position: int, names: Sequence[str]) -> bool:
+        return self._closing or self._has_reached(position, names)
+
+    def _has_failed(self, names: Sequence[str]) -> bool:
+        return not self.failures.keys().isdisjoint(names)
 
     def _has_reached(self, position: int, names: Iterable[str]) -> bool:
         return all(self._positions.get(name, -1) >= position for name in names)
@@ -242,7 +249,9 @@ class LiveProjector:
     ) -> None:
         """Stop this projection here and let another process, perhaps of a newer version, lead it."""
         reason = f"{type(error).__name__}: {error}"
-        self.failures[projection.name] = Failure(position, reason)
+        with self._reached:
+            self.failures[projection.name] = Failure(position, reason)
+            self._reached.notify_all()
         logger.error("projection %s stopped at position %d: %s", projection.name, position, reason, exc_info=error)
         self._led.pop(projection.name, None)
         tracking.stop_leading(connection, self._schema, projection)

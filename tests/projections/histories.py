@@ -93,7 +93,7 @@ class Teller:
         if run.cancel_requested is None:
             yield told(run.request_cancel)
         if run.status is RunStatus.PENDING:
-            yield told(lambda: (run.mark_claimed(claim_id="claim", worker_id="w"), run.mark_started())[0])
+            yield told(lambda: _begin(run))
             yield told(lambda: run.mark_cancelled(at=self._choose(TIMES)))
             return
         yield told(lambda: run.mark_completed(checkpoint_id="cp"))
@@ -148,6 +148,11 @@ class Teller:
             self.runs.pop(fact.run_id, None)  # type: ignore[attr-defined]
         elif not fact.topic.startswith("thread."):
             self.runs[fact.run_id].apply(fact)  # type: ignore[attr-defined]
+
+
+def _begin(run: Run) -> None:
+    run.mark_claimed(claim_id="claim", worker_id="w")
+    run.mark_started()
 
 
 def tell_all(tellers: Sequence[Teller], steps: int, choose: Choose) -> None:

@@ -17,6 +17,7 @@ from runs_es.service.commands import ListRunMessagesQuery, ListRunsQuery
 from runs_projections import LiveProjector, ProjectedEvents, ProjectedRuns, ProjectedThreads, rebuild
 from runs_projections.live import PROJECTIONS
 from runs_projections.projection import fold
+from tests.projections.following import following
 
 RUNS_A_THREAD = 5
 MESSAGES_A_RUN = 4
@@ -67,7 +68,7 @@ def timed(what: str, count: int, call: Callable[[], Any]) -> None:
     print(f"{what}: {count} facts in {seconds:.2f} s, {count / seconds:,.0f} facts/s")
 
 
-def latencies(what: str, count: int, call: Callable[[int], None]) -> None:
+def latencies(what: str, count: int, call: Callable[[int], object]) -> None:
     taken = []
     for number in range(count):
         begun = time.perf_counter()
@@ -96,7 +97,7 @@ def measure(url: str, runs: int) -> None:
                 revision[0] += 1
                 return appended.position or 0
 
-            latencies("append alone", 300, lambda _: bool(append(log)))
+            latencies("append alone", 300, lambda _: append(log))
             spans: dict[str, list[float]] = {"same process": [], "another log, by its hint": []}
             for _ in range(300):
                 for name, to in zip(spans, (log, other_log), strict=True):
@@ -109,20 +110,30 @@ def measure(url: str, runs: int) -> None:
                 print(f"commit to visible, {name}: p50 {statistics.median(taken):.2f} ms, p99 {taken[296]:.2f} ms")
 
             readers = ProjectedRuns(log, live), ProjectedEvents(log, live), ProjectedThreads(log, live)
-            latencies(
-                "list runs of a thread", 300, lambda _: bool(readers[0].list_by_thread(ListRunsQuery(thread_id="t0")))
-            )
+            latencies("list runs of a thread", 300, lambda _: readers[0].list_by_thread(ListRunsQuery(thread_id="t0")))
             latencies(
                 "list messages of a thread",
                 300,
-                lambda _: bool(readers[1].list_messages_by_run(ListRunMessagesQuery(thread_id="t0"))),
+                lambda _: readers[1].list_messages_by_run(ListRunMessagesQuery(thread_id="t0")),
             )
-            latencies("search threads", 300, lambda _: bool(readers[2].search()))
-            latencies(
-                "search threads by metadata", 300, lambda _: bool(readers[2].search(metadata={"graph_id": "agent"}))
-            )
-            latencies("get a thread", 300, lambda _: bool(readers[2].get("t1")))
-            latencies("get a run", 300, lambda _: bool(readers[0].get("t0-0")))
+            latencies("search threads", 300, lambda _: readers[2].search())
+            latencies("search threads by metadata", 300, lambda _: readers[2].search(metadata={"graph_id": "agent"}))
+            latencies("get a thread", 300, lambda _: readers[2].get("t1"))
+            latencies("get a run", 300, lambda _: readers[0].get("t0-0"))
+
+
+def measure_beside_a_leader(url: str) -> None:
+    """What this process waits for when another one projects: hint there, poll here."""
+    with following(url), EventLog(url) as log, LiveProjector(log) as live:
+        taken = []
+        for number in range(200):
+            fact = Thread(f"other-{number}").create()
+            at = log.append(fact.thread_id, [fact], expected=0).result(30).position or 0
+            committed = time.perf_counter()
+            assert live.wait_for(at, 5)
+            taken.append((time.perf_counter() - committed) * 1000)
+        taken.sort()
+        print(f"commit to visible, projected by another process: p50 {taken[100]:.2f} ms, p99 {taken[197]:.2f} ms")
 
 
 def main() -> None:
@@ -133,6 +144,7 @@ def main() -> None:
         url = stack.enter_context(server())
         database = stack.enter_context(new_database(url))
         migrate(database, "runs_es")
+        measure_beside_a_leader(database)
         measure(database, int(sys.argv[1]) if len(sys.argv) > 1 else 5000)
 
 
