@@ -11,7 +11,7 @@ from starlette.responses import Response
 from runs_api.edge import EdgeOf
 from runs_api.responses import Error, Json
 
-router = APIRouter(tags=["Meta"])
+router = APIRouter(tags=["Meta"], responses={422: {"model": Error, "description": "Refused"}})
 
 
 def version_of(package: str) -> str | None:

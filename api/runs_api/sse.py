@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from enum import Enum, auto
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from runs_api.responses import encoded
 from runs_es.domain import RunDomainError
@@ -81,12 +81,11 @@ class EventStream(Response):
         listening = asyncio.create_task(client_left(receive))
         listening.add_done_callback(lambda _: outbox.close(Ending.CLIENT_LEFT))
         try:
-            async with asyncio.timeout(self._settings.send_timeout_seconds):
-                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+            await deliver(send, start, self._settings.send_timeout_seconds)
             return await self._empty(outbox, send)
-        except TimeoutError:
-            logger.info("a reader took nothing for %s s and is cut off", self._settings.send_timeout_seconds)
-            return Ending.CUT
+        except Undelivered as undelivered:
+            return undelivered.ending
         finally:
             outbox.stop()
             for task in (reading, listening):
@@ -123,8 +122,8 @@ class EventStream(Response):
                 return ending
             done = ending is Ending.COMPLETE
             if piece or done:
-                async with asyncio.timeout(self._settings.send_timeout_seconds):
-                    await send({"type": "http.response.body", "body": piece, "more_body": not done})
+                body = {"type": "http.response.body", "body": piece, "more_body": not done}
+                await deliver(send, body, self._settings.send_timeout_seconds)
             if ending is not None:
                 return ending
 
@@ -183,6 +182,26 @@ class Outbox:
             self._changed.set()
             silent = 0.0
         self._timer = self._loop.call_later(max(self._heartbeat - silent, 0.01), self._beat)
+
+
+class Undelivered(Exception):
+    """Something could not be sent, which ends the stream."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__(ending)
+        self.ending = ending
+
+
+async def deliver(send: Send, message: Message, seconds: float) -> None:
+    """Send within a deadline: a client that takes nothing is cut off. Raises Undelivered."""
+    try:
+        async with asyncio.timeout(seconds):
+            await send(message)
+    except TimeoutError:
+        logger.info("a reader took nothing for %s s and is cut off", seconds)
+        raise Undelivered(Ending.CUT) from None
+    except OSError:
+        raise Undelivered(Ending.CLIENT_LEFT) from None  # how some servers say so
 
 
 async def client_left(receive: Receive) -> None:

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from runs_api.responses import encoded
-from runs_api.sse import Ending, client_left
+from runs_api.sse import Ending, Undelivered, client_left, deliver
 from runs_es.domain import RunDomainError
 from runs_es.settings import Settings
 
@@ -68,7 +68,9 @@ class ResultWhenEnded(Response):
             body = encoded(result.result())
             await self._send(send, {"type": "http.response.body", "body": body, "more_body": False})
             return Ending.COMPLETE
-        except (RunDomainError, TimeoutError) as error:
+        except Undelivered as undelivered:
+            return undelivered.ending
+        except RunDomainError as error:
             logger.info("a wait is cut: %s", error)
         except Exception:
             logger.exception("a wait is cut")
@@ -78,6 +80,5 @@ class ResultWhenEnded(Response):
             await asyncio.gather(result, listening, return_exceptions=True)
         return Ending.CUT
 
-    async def _send(self, send: Send, message: Any) -> None:
-        async with asyncio.timeout(self._settings.send_timeout_seconds):
-            await send(message)
+    async def _send(self, send: Send, message: Message) -> None:
+        await deliver(send, message, self._settings.send_timeout_seconds)

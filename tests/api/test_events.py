@@ -1,0 +1,129 @@
+"""Stored events and messages, with the cursor that streams have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+
+from runs_api.events import messages_of_types
+from runs_es.service.commands import ListRunMessagesQuery
+from runs_es.service.views import RunMessageView
+from runs_projections.freshness import Listed
+from tests.api.conftest import events_of, new_thread
+
+MESSAGES = [{"id": f"m{n}", "type": "ai" if n % 2 else "human", "content": str(n)} for n in range(6)]
+
+
+async def ran(client: httpx.AsyncClient) -> str:
+    """Where a run is that recorded messages and streamed values."""
+    thread = await new_thread(client)
+    script = {"messages": MESSAGES, "frames": [["values", {"n": n}] for n in range(5)]}
+    answer = await client.post(f"/threads/{thread}/runs/wait", json={"assistant_id": "scripted", "input": script})
+    return str(answer.headers["content-location"])
+
+
+async def listed(client: httpx.AsyncClient, where: str, **params: Any) -> list[dict[str, Any]]:
+    answer = await client.get(where, params=params)
+    assert answer.status_code == 200, answer.text
+    found: list[dict[str, Any]] = answer.json()
+    assert [event["seq"] for event in found] == sorted(event["seq"] for event in found)
+    return found
+
+
+async def test_an_events_envelope_is_the_same_everywhere(client: httpx.AsyncClient):
+    where = await ran(client)
+    for place in (f"{where}/events", f"{where}/messages"):
+        for event in await listed(client, place):
+            assert list(event) == [
+                "thread_id", "run_id", "seq", "event_type", "category", "content", "metadata", "created_at",
+            ]  # fmt: skip
+
+
+async def test_events_of_a_run_have_the_numbers_of_its_stream(client: httpx.AsyncClient):
+    where = await ran(client)
+    streamed = events_of((await client.get(f"{where}/stream")).text)[:-1]
+    stored = await listed(client, f"{where}/events", types="stream")
+    assert [(str(event["seq"]), event["event_type"]) for event in stored] == [
+        (event["id"], event["event"]) for event in streamed
+    ]
+
+
+async def test_cursors_give_the_first_after_and_the_last_before(client: httpx.AsyncClient):
+    where = await ran(client)
+    for place in (f"{where}/events", f"{where.partition('/runs')[0]}/events", f"{where}/messages"):
+        every = [event["seq"] for event in await listed(client, place, after_seq=0)]
+
+        async def seqs(_place: str = place, **params: Any) -> list[int]:
+            return [event["seq"] for event in await listed(client, _place, **params)]
+
+        assert await seqs(limit=2) == every[-2:]
+        assert await seqs(limit=2, after_seq=every[1]) == every[2:4]
+        assert await seqs(limit=2, before_seq=every[4]) == every[2:4]
+        assert await seqs(limit=2, after_seq=every[0], before_seq=every[4]) == every[1:3]
+
+
+async def test_types_are_repeated_or_written_with_commas(client: httpx.AsyncClient):
+    where = await ran(client)
+    wanted = {"run.created", "run.completed"}
+    for params in ({"types": "run.created,run.completed"}, {"types": ["run.created", "run.completed"]}):
+        assert {event["event_type"] for event in await listed(client, f"{where}/events", **params)} == wanted
+
+
+async def test_messages_are_found_by_type(client: httpx.AsyncClient):
+    where = await ran(client)
+    assert len(await listed(client, f"{where}/messages")) == 6
+    assert len(await listed(client, f"{where}/messages", types="message")) == 6
+    assert [m["content"]["id"] for m in await listed(client, f"{where}/messages", types="ai", limit=2)] == ["m3", "m5"]
+    first = await listed(client, f"{where}/messages", types="ai", limit=2, after_seq=0)
+    assert [m["content"]["id"] for m in first] == ["m1", "m3"]
+    thread = where.partition("/runs")[0]
+    assert [m["content"]["id"] for m in await listed(client, f"{thread}/messages", types="human", limit=1)] == ["m4"]
+
+
+@pytest.mark.parametrize(
+    "params", [{"limit": 0}, {"limit": 2001}, {"after_seq": -1}, {"before_seq": "x"}, {"after_seq": 2**63}]
+)
+async def test_a_cursor_or_limit_out_of_bounds_is_refused_by_name(client: httpx.AsyncClient, params: dict[str, Any]):
+    where = await ran(client)
+    answer = await client.get(f"{where}/events", params=params)
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith(next(iter(params)))
+
+
+async def test_lists_say_how_far_they_go(client: httpx.AsyncClient):
+    where = await ran(client)
+    for place in ("events", "messages"):
+        answer = await client.get(f"{where}/{place}")
+        assert int(answer.headers["x-runs-position"]) > 0
+        assert "x-runs-stale" not in answer.headers
+
+
+def _message(seq: int, kind: str) -> RunMessageView:
+    return RunMessageView(thread_id="t", run_id="r", seq=seq, event_type=kind, content=None, metadata={}, created_at="")
+
+
+class Pages:
+    """Messages 1 … `count`, every third an `ai`; as the read model pages them."""
+
+    def __init__(self, count: int) -> None:
+        self.all = [_message(seq, "human" if seq % 3 else "ai") for seq in range(1, count + 1)]
+
+    def list_messages_by_run(self, query: ListRunMessagesQuery) -> Listed[RunMessageView]:
+        after, before = query.after_seq or 0, query.before_seq or 10**9
+        found = [message for message in self.all if after < message.seq < before]
+        return Listed(
+            found[: query.limit] if query.after_seq is not None else found[-query.limit :], current=True, position=9
+        )
+
+
+@pytest.mark.parametrize("count", [0, 5, 2000, 4001, 6003])
+@pytest.mark.parametrize("limit", [1, 50, 1500])
+@pytest.mark.parametrize("cursor", [{}, {"after_seq": 4}, {"before_seq": 3000}, {"after_seq": 4, "before_seq": 3000}])
+def test_messages_of_a_type_are_the_same_as_if_only_they_were_there(count: int, limit: int, cursor: dict[str, int]):
+    pages = Pages(count)
+    query = ListRunMessagesQuery(thread_id="t", limit=limit, **cursor)
+    found = messages_of_types(pages, query, frozenset({"ai"}))  # type: ignore[arg-type]
+    pages.all = [message for message in pages.all if message.event_type == "ai"]
+    assert found == pages.list_messages_by_run(query)

@@ -1,0 +1,61 @@
+"""Runs on threads of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+
+from tests.api.conftest import events_of
+
+FRAMES = [["values", {"n": 1}], ["values", {"n": 2}]]
+
+
+def body(on_completion: str = "delete", **script: Any) -> dict[str, Any]:
+    return {"assistant_id": "scripted", "input": script, "on_completion": on_completion}
+
+
+async def test_the_location_of_a_stream_replays_it_after_its_thread_has_gone(client: httpx.AsyncClient):
+    live = await client.post("/runs/stream", json=body(frames=FRAMES))
+    run = events_of(live.text)[0]["data"].split('"')[3]
+    assert live.headers["location"] == f"/runs/{run}/stream"
+    assert live.headers["content-location"] == f"/runs/{run}"
+    replay = await client.get(live.headers["location"], headers={"Last-Event-ID": "-1"})
+    assert replay.text == live.text.replace(": heartbeat\r\n", "")
+    joined = await client.get(f"/runs/{run}/join")
+    assert joined.json() == {"n": 2}
+    assert joined.headers["location"] == f"/runs/{run}/join"
+
+
+async def test_a_wait_names_the_thread_and_a_place_that_outlives_it(client: httpx.AsyncClient):
+    answer = await client.post("/runs/wait", json=body(frames=FRAMES))
+    assert answer.json() == {"n": 2}
+    _, _, thread, _, run = answer.headers["content-location"].split("/")
+    assert answer.headers["location"] == f"/runs/{run}/join"
+    assert (await client.get(f"/threads/{thread}")).status_code == 404
+    assert (await client.get(answer.headers["location"])).json() == {"n": 2}
+
+
+async def test_a_thread_that_is_to_be_kept_stays(client: httpx.AsyncClient):
+    answer = await client.post("/runs/wait", json=body("keep", frames=FRAMES))
+    where = answer.headers["content-location"]
+    run = (await client.get(where)).json()
+    assert run["status"] == "success"
+    assert run["kwargs"]["temporary"] is False
+
+
+async def test_a_run_in_the_background_says_where_it_is(client: httpx.AsyncClient):
+    answer = await client.post("/runs", json=body(frames=FRAMES))
+    run = answer.json()
+    assert answer.headers["content-location"] == f"/runs/{run['run_id']}"
+    assert run["kwargs"]["temporary"] is True
+    assert (await client.get(f"/runs/{run['run_id']}/join")).json() == {"n": 2}
+
+
+async def test_a_deleted_run_is_not_found_here_either(client: httpx.AsyncClient):
+    answer = await client.post("/runs/wait", json=body("keep"))
+    where = answer.headers["content-location"]
+    run = where.rpartition("/")[2]
+    assert (await client.delete(where)).status_code == 204
+    for place in ("stream", "join"):
+        assert (await client.get(f"/runs/{run}/{place}")).status_code == 404
