@@ -92,14 +92,7 @@ class TrackedTable(Generic[R]):
         `needed` is the position that makes the list current.
         """
         table = self.projection.table
-        # As numbers, not as parameters: a plan for any limit would be one for a tenth of the table.
-        window = f"limit {max(limit, 0):d} offset {max(offset, 0):d}"
-        statement = (
-            f"select p.position, r.* from {_POSITION} left join lateral ("
-            f"select row_number() over (order by {order}) as place, {store.select_list(table, 't')}"
-            f" from {table.name} t {source} order by {order} {window}) r on true"
-            " order by r.place"
-        )
+        statement = self.listing(source, order, limit, offset)
 
         def read() -> tuple[int, Sequence[R]]:
             answer = self._execute(statement, parameters)
@@ -107,6 +100,17 @@ class TrackedTable(Generic[R]):
 
         position, rows, current = self._when_current(needed, read)
         return Listed(rows, current=current, position=position)
+
+    def listing(self, source: str, order: str, limit: int, offset: int) -> str:
+        """The statement behind `listed`: the position, a place in the order, and a row."""
+        table = self.projection.table
+        # As numbers, not as parameters: a plan for any limit would be one for a tenth of the table.
+        window = f"limit {max(limit, 0):d} offset {max(offset, 0):d}"
+        return (
+            f"select p.position, r.* from {_POSITION} left join lateral ("
+            f"select row_number() over (order by {order}) as place, {store.select_list(table, 't')}"
+            f" from {table.name} t {source} order by {order} {window}) r on true order by r.place"
+        )
 
     def counted(self, needed: int, source: str, parameters: Mapping[str, Any]) -> Counted:
         """How many rows `source` has."""

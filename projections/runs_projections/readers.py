@@ -216,9 +216,10 @@ class ProjectedEvents:
         return Listed(found, current=True, position=position)
 
 
-# An older version of a message lies beneath the newest and is not shown. Said as a comparison, which is made row by row
-# until the list is full: of an anti-join the planner may make a hash of the whole thread.
-_NEWEST = "t.seq = (select max(n.seq) from messages n where n.thread_id = t.thread_id and n.message_id = t.message_id)"
+# An older version of a message lies beneath the newest and is not shown. Said as a comparison, made row by row until
+# the list is full: of an anti-join the planner may make a hash of the whole thread. `>=` and not `=`, of which it would
+# expect so few rows that it sorts them all.
+_NEWEST = "t.seq >= (select max(n.seq) from messages n where n.thread_id = t.thread_id and n.message_id = t.message_id)"
 
 
 def _messages_source(query: ListRunMessagesQuery) -> tuple[str, bool]:
@@ -316,7 +317,9 @@ def _threads_source(
         parameters["status"] = storable(status)
     if user_id is not None:
         # The index holds the beginning of the id.
-        conditions.append("(t.user_id is null or (left(t.user_id, 64) = left(%(user)s, 64) and t.user_id = %(user)s))")
+        conditions.append(
+            "(left(t.user_id, 64) is null or (left(t.user_id, 64) = left(%(user)s, 64) and t.user_id = %(user)s))"
+        )
         parameters["user"] = storable(user_id)
     return f"where {' and '.join(conditions)}" if conditions else "", parameters
 

@@ -186,11 +186,11 @@ def test_a_projection_that_fails_stops_alone_and_says_where(log: EventLog, caplo
 
 
 def test_a_row_that_the_database_refuses_stops_its_projection_alone(log: EventLog) -> None:
-    def too_large(row: Any, recorded: Recorded) -> Any:
+    def no_json(row: Any, recorded: Recorded) -> Any:
         made = THREADS.evolve(row, recorded)
-        return replace(made, revision=2**70) if made is not None and made.thread_id == "bad" else made
+        return replace(made, metadata="{") if made is not None and made.thread_id == "bad" else made
 
-    with copied(log, THREADS, evolve=too_large) as broken:
+    with copied(log, THREADS, evolve=no_json) as broken:
         append_one(log, created("good"))
         bad = append_one(log, created("bad"))
         with LiveProjector(log, [*PROJECTIONS, broken]) as projector:

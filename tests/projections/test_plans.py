@@ -1,0 +1,105 @@
+"""Lists go by index however large the tables are: what EXPLAIN says of the statements behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import psycopg
+import pytest
+
+from runs_es.log.event_log import EventLog
+from runs_es.service.commands import ListRunMessagesQuery
+from runs_projections import store, tracking
+from runs_projections.freshness import TrackedTable, TrackingPoll
+from runs_projections.messages import MESSAGES
+from runs_projections.projection import AnyProjection
+from runs_projections.readers import _messages_source, _threads_source
+from runs_projections.runs import RUNS
+from runs_projections.threads import THREADS
+
+FILL = """
+insert into runs select 't' || n % 40, 'r' || n, 'a', 'success', 's', 'e', '{}', '{}', '', '', null, null, null, null,
+                        1, '{}', null, n, n, n from generate_series(1, 4000) n;
+insert into messages select 't' || n % 40, 'r' || n % 400, 'm' || n, n, n, 'ai', '{}', '{}', ''
+                       from generate_series(1, 20000) n;
+insert into threads select 't' || n, 'idle', '{}', 'user' || n % 500, '', '', null, '{}', null, '[]', null, 'idle',
+                           n, n, n, now() + n * interval '1 second', now() - n * interval '1 second', null,
+                           jsonb_build_object('n', n) from generate_series(1, 5000) n;
+"""
+
+
+@pytest.fixture
+def filled(log: EventLog) -> EventLog:
+    with psycopg.connect(log.url, autocommit=True) as connection:
+        connection.execute("set search_path to runs_es")
+        connection.execute(FILL)
+        for table in ("runs", "messages", "threads"):
+            connection.execute(f"analyze {table}")
+    return log
+
+
+def plan(log: EventLog, projection: AnyProjection, source: str, order: str, parameters: Mapping[str, Any]) -> str:
+    table = TrackedTable(log.reader, projection, TrackingPoll(log.reader), 0.0)
+    statement = table.listing(source, order, 50, 0)
+    named = {**parameters, "projection": projection.name, "version": projection.version}
+    with log.reader.connection() as connection:
+        lines = connection.execute(f"explain (costs off) {statement}", named, prepare=False).fetchall()
+    return "\n".join(line for (line,) in lines)
+
+
+def test_the_newest_runs_of_a_thread(filled: EventLog) -> None:
+    assert "runs_newest" in plan(filled, RUNS, "where t.thread_id = %(thread)s", "t.created_seq desc", {"thread": "t7"})
+
+
+@pytest.mark.parametrize(
+    ("query", "index"),
+    [
+        (ListRunMessagesQuery(thread_id="t7"), "messages_thread"),
+        (ListRunMessagesQuery(thread_id="t7", after_seq=100), "messages_thread"),
+        (ListRunMessagesQuery(thread_id="t7", before_seq=15000), "messages_thread"),
+        (ListRunMessagesQuery(thread_id="t7", run_id="r7"), "messages_run"),
+    ],
+)
+def test_messages_are_found_in_order_and_their_newest_version_by_key(
+    filled: EventLog, query: ListRunMessagesQuery, index: str
+) -> None:
+    source, ascending = _messages_source(query)
+    parameters = {"thread": "t7", "run": query.run_id, "after": query.after_seq, "before": query.before_seq}
+
+    found = plan(filled, MESSAGES, source, "t.seq" if ascending else "t.seq desc", parameters)
+
+    assert f"using {index} on messages t" in found or f"Backward using {index} on messages t" in found
+    assert "messages_key on messages n" in found
+
+
+@pytest.mark.parametrize(
+    ("order", "filters", "index"),
+    [
+        ("t.created_order desc, t.thread_id desc", {}, "threads_created"),
+        ("t.updated_order desc, t.thread_id desc", {}, "threads_updated"),
+        ("t.created_order desc, t.thread_id desc", {"metadata": {"n": 7}}, "threads_metadata"),
+        ("t.created_order desc, t.thread_id desc", {"user_id": "user7"}, "threads_user"),
+        ("t.created_order desc, t.thread_id desc", {"ids": ["t7"]}, "threads_pkey"),
+        ("t.created_order desc, t.thread_id desc", {"status": "busy"}, "threads_status"),
+    ],
+)
+def test_threads_are_found_by_what_they_are_sorted_or_filtered_by(
+    filled: EventLog, order: str, filters: dict[str, Any], index: str
+) -> None:
+    asked: dict[str, Any] = {"ids": None, "metadata": None, "status": None, "user_id": None, **filters}
+    source, parameters = _threads_source(**asked)
+
+    assert index in plan(filled, THREADS, source, order, parameters)
+
+
+@pytest.mark.parametrize(
+    ("projection", "index"), [(RUNS, "runs_pkey"), (MESSAGES, "messages_key"), (THREADS, "threads_pkey")]
+)
+def test_a_batch_reads_its_rows_by_their_unique_index(filled: EventLog, projection: AnyProjection, index: str) -> None:
+    with tracking.connect(filled.url, filled.schema, "test") as connection:
+        connection.execute("set plan_cache_mode = force_custom_plan")
+        statement = store._select_by_key(projection.table).replace("%b::text[]", "array['a', 'b']")
+        lines = connection.execute(f"explain (costs off) {statement}").fetchall()
+
+    assert any(index in line for (line,) in lines)
