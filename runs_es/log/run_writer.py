@@ -47,19 +47,20 @@ class RunWriter:
         self._last: Future[Appended] | None = None
         self._count = threading.Lock()
 
-    def publish(self, body: bytes) -> None:
-        """Queue one frame's body. Raises LeaseLost when this writer has been refused."""
+    def publish(self, *bodies: bytes) -> None:
+        """Queue frames' bodies, in order. Raises LeaseLost when this writer has been refused."""
+        size = sum(map(len, bodies))
         with self._log.lock:
             request = self._request()
             last = request.items[-1] if request.items else None
             if isinstance(last, PageItem):
-                last.bodies.append(body)
+                last.bodies.extend(bodies)
             else:
-                request.items.append(PageItem(self.run_id, [body]))
-            self._frames += 1
-            self._open_bytes += len(body)
+                request.items.append(PageItem(self.run_id, list(bodies)))
+            self._frames += len(bodies)
+            self._open_bytes += size
             with self._count:
-                self.uncommitted += len(body)
+                self.uncommitted += size
             self._enqueue(request)
 
     def record(self, *facts: FactItem) -> Future[Appended]:

@@ -6,11 +6,11 @@ import sys
 
 from runs_es.database.embedded import EmbeddedPostgres
 from runs_es.database.migrate import migrate
-from tests.benchmarks import serving
+from tests.benchmarks import append, serving
 from tests.benchmarks.figures import console, machine
 from tests.conftest import SCHEMA, new_database, new_folder
 
-BENCHMARKS = {"serving": serving.measure}
+BENCHMARKS = {"append": append.measure, "serving": serving.measure}
 
 
 def main() -> None:
