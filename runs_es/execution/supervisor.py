@@ -1,6 +1,7 @@
 """The worker's own thread and event loop, so that an agent that blocks its loop does not stall anybody's stream.
 
-Beside the worker runs the sweep: jobs of lost workers are given to others, threads with work but no job get one.
+Beside the worker runs the sweep: jobs of lost workers are given to others, threads with work but no job get one, and
+what executors keep of threads that are gone is deleted (`reap`).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class WorkerSupervisor:
         open_executor: OpenExecutor,
         settings: Settings,
         active_threads: Callable[[], list[str]],
+        reap: Callable[[], int] | None = None,
     ) -> None:
         self._log = log
         self._decisions = decisions
@@ -43,6 +45,7 @@ class WorkerSupervisor:
         self._open_executor = open_executor
         self._settings = settings
         self._active_threads = active_threads
+        self._reap = reap
         self._ready = threading.Event()
         self._failure: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -122,6 +125,8 @@ class WorkerSupervisor:
                 if waiting:
                     for thread_id in waiting - await jobs.threads_with_jobs():
                         await asyncio.to_thread(self._queue.wake, thread_id)
+                if self._reap is not None:
+                    await asyncio.to_thread(self._reap)
             except Exception:
                 logger.exception("a sweep failed; the next one tries again")
             await asyncio.sleep(self._settings.sweep_seconds)

@@ -1,5 +1,5 @@
-"""Appending, side by side in one run: this log, the `eventsourcing` library's stock recorder, a bare insert of rows, and
-one row a batch. Every contender acknowledges only what is durable; producers are threads that wait for each
+"""Appending, side by side in one run: this log, the `eventsourcing` library's stock recorder, a bare insert of rows,
+and one row a batch. Every contender acknowledges only what is durable; producers are threads that wait for each
 acknowledgement. Rounds are interleaved, ratios are of the same round.
 """
 
