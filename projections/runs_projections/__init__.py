@@ -5,6 +5,7 @@ from runs_projections.live import PROJECTIONS, Failure, LiveProjector
 from runs_projections.projection import Projection, Table, fold
 from runs_projections.readers import ProjectedEvents, ProjectedRuns, ProjectedThreads
 from runs_projections.rebuild import Difference, RebuildReport, rebuild
+from runs_projections.wiring import Store, open_store
 
 __all__ = [
     "PROJECTIONS",
@@ -18,7 +19,9 @@ __all__ = [
     "ProjectedThreads",
     "Projection",
     "RebuildReport",
+    "Store",
     "Table",
     "fold",
+    "open_store",
     "rebuild",
 ]

@@ -25,7 +25,7 @@ from runs_es.domain.facts import MAX_EVENT_TYPE
 from runs_es.log import codec
 from runs_es.log.append import PAGE_TOPIC
 from runs_es.log.pages import data_of, decode_page, event_of
-from runs_es.log.reader import _FACT_COLUMNS as FACT_COLUMNS
+from runs_es.log.reader import FACT_COLUMNS as FACT_COLUMNS
 from runs_es.log.reader import LogReader, recorded
 from runs_es.service.views import StoredRunEvent
 from runs_projections.lookups import tombstone

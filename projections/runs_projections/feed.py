@@ -9,7 +9,7 @@ from psycopg.rows import TupleRow
 from psycopg.types.numeric import Int8
 
 from runs_es.domain import Recorded
-from runs_es.log.reader import _FACT_COLUMNS as FACT_COLUMNS
+from runs_es.log.reader import FACT_COLUMNS as FACT_COLUMNS
 from runs_es.log.reader import recorded
 
 # A state's length is known without reading it, so what goes over `max_bytes` is not fetched.

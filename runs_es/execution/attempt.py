@@ -49,7 +49,7 @@ class Attempt:
         self._buffer_bytes = buffer_bytes
         self._loop = asyncio.get_running_loop()
         self._drained = asyncio.Event()
-        self._seen: set[str] | None = None
+        self._messages: dict[str, tuple[int, str]] | None = None  # by id: how many versions, hash of the newest
         self.disturbed = asyncio.Event()  # somebody raised the fence: fold again
         self.writer = RunWriter(
             log.writer,
@@ -91,13 +91,15 @@ class Attempt:
         self.writer.publish(body)
 
     async def record_message(self, message: Mapping[str, Any]) -> None:
-        """Record a message once an id and content in the thread. Raises ValueError when it has no id."""
+        """Record a message unless the thread's newest of that id is the same. Raises ValueError when it has no id."""
         message_id = str(message.get("id") or "")
         content = orjson.dumps(message, option=_OPTIONS | orjson.OPT_SORT_KEYS)
-        key = f"message:{message_id}:{hashlib.blake2b(content, digest_size=12).hexdigest()}"
-        if self._seen is None:
-            self._seen = await asyncio.to_thread(self._log.reader.message_keys, self._run.thread_id)
-        if key in self._seen:
+        digest = hashlib.blake2b(content, digest_size=12).hexdigest()
+        if self._messages is None:
+            keys = await asyncio.to_thread(self._log.reader.message_keys, self._run.thread_id)
+            self._messages = _newest(keys)
+        versions, newest = self._messages.get(message_id, (0, ""))
+        if digest == newest:
             return
         fact = MessageRecorded(
             thread_id=self._run.thread_id,
@@ -107,8 +109,10 @@ class Attempt:
             event_type=str(message.get("type") or "message")[:32],
             content=orjson.loads(orjson.dumps(message, option=_OPTIONS)),
         )
+        # The key counts versions, so that a message edited back to what it was is a new fact, and a retry is not.
+        key = f"message:{message_id}:{versions + 1}:{digest}"
         self.record(self._log.item(fact, self._provenance, key))
-        self._seen.add(key)
+        self._messages[message_id] = (versions + 1, digest)
 
     async def record_event(
         self, event_type: str, category: str, content: Any, metadata: Mapping[str, Any] | None = None
@@ -158,3 +162,12 @@ class Attempt:
         self._drained.set()
         if refused:
             self.disturbed.set()
+
+
+def _newest(keys: list[str]) -> dict[str, tuple[int, str]]:
+    """By message id, the version number and content hash of its newest key (`message:id:version:hash`)."""
+    messages: dict[str, tuple[int, str]] = {}
+    for key in keys:
+        name, version, digest = key.rsplit(":", 2)
+        messages[name.partition(":")[2]] = (int(version), digest)
+    return messages

@@ -21,7 +21,7 @@ from runs_es.log import codec, session
 from runs_es.log.append import PAGE_TOPIC
 from runs_es.log.pages import decode_page, rendered
 
-_FACT_COLUMNS = (
+FACT_COLUMNS = (
     "thread_id, topic, state, seq, revision, position, recorded_at, actor, reason, correlation_id, causation_id"
 )
 # Topics that a fold of a run's or thread's life does not need.
@@ -163,7 +163,7 @@ class LogReader:
         with self.connection() as connection:
             rows = connection.execute(
                 f"select h.head, h.revision, h.fence, h.frames, f.* from heads h left join lateral"
-                f" (select {_FACT_COLUMNS} from events_facts f where f.thread_id = h.thread_id"
+                f" (select {FACT_COLUMNS} from events_facts f where f.thread_id = h.thread_id"
                 f"   and f.revision > %s and f.topic <> all(%s) order by f.revision) f on true where h.thread_id = %s",
                 (after_revision, list(CONTENT_TOPICS), thread_id),
                 binary=True,
@@ -176,7 +176,7 @@ class LogReader:
         """A run's facts but for messages and traces, in order. Without `thread_id` the run is looked up."""
         with self.connection() as connection:
             rows = connection.execute(
-                f"select {_FACT_COLUMNS} from events_facts where run_id = %(r)s and topic <> all(%(c)s)"
+                f"select {FACT_COLUMNS} from events_facts where run_id = %(r)s and topic <> all(%(c)s)"
                 f"   and thread_id = coalesce(%(t)s::text, (select thread_id from events_facts"
                 f"     where run_id = %(r)s and topic = 'run.created' order by position desc limit 1)) order by seq",
                 {"r": run_id, "t": thread_id, "c": list(CONTENT_TOPICS)},
@@ -221,7 +221,7 @@ class LogReader:
         """All facts of a thread or of one of its runs, in order."""
         with self.connection() as connection:
             rows = connection.execute(
-                f"select {_FACT_COLUMNS} from events_facts where thread_id = %(t)s"
+                f"select {FACT_COLUMNS} from events_facts where thread_id = %(t)s"
                 f" and (%(r)s::text is null or run_id = %(r)s) and (%(k)s::text[] is null or topic = any(%(k)s))"
                 f" order by seq",
                 {"t": thread_id, "r": run_id, "k": list(topics) if topics is not None else None},
@@ -240,19 +240,21 @@ class LogReader:
                 ).fetchone()
         return (row[0] if row else None) or 0
 
-    def message_keys(self, thread_id: str) -> set[str]:
-        """The idempotency keys of the thread's messages: which ids with which content are recorded."""
+    def message_keys(self, thread_id: str) -> list[str]:
+        """The idempotency keys of the thread's messages, in order: which ids with which content are recorded."""
         with self.connection() as connection:
             rows = connection.execute(
-                "select idem_key from events_facts where thread_id = %s and topic = 'message.recorded'", (thread_id,)
+                "select idem_key from events_facts where thread_id = %s and topic = 'message.recorded'"
+                " and idem_key is not null order by seq",
+                (thread_id,),
             ).fetchall()
-        return {key for (key,) in rows}
+        return [key for (key,) in rows]
 
     def by_idem_key(self, thread_id: str, key: str) -> Recorded | None:
         """The fact that was stored under this idempotency key."""
         with self.connection() as connection:
             row = connection.execute(
-                f"select {_FACT_COLUMNS} from events_facts where thread_id = %s and idem_key = %s",
+                f"select {FACT_COLUMNS} from events_facts where thread_id = %s and idem_key = %s",
                 (thread_id, key),
                 binary=True,
             ).fetchone()
@@ -262,7 +264,7 @@ class LogReader:
 def facts_after(connection: Connection[Any], position: int, limit: int) -> list[Recorded]:
     """As `LogReader.facts_after`, on the caller's connection."""
     rows = connection.execute(
-        f"select {_FACT_COLUMNS} from events_facts where position > %s order by position limit %s",
+        f"select {FACT_COLUMNS} from events_facts where position > %s order by position limit %s",
         (position, limit),
         binary=True,
     ).fetchall()

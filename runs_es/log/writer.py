@@ -33,7 +33,10 @@ from runs_es.log.append import Append, Appended, PageItem
 
 logger = logging.getLogger(__name__)
 
-MAX_BATCH_REQUESTS = 1000
+# The append joins its items to its requests by nested loops (hash joins are off, so that tables are met by index):
+# both numbers are kept where their product does not matter.
+MAX_BATCH_REQUESTS = 256
+MAX_BATCH_ITEMS = 2048
 MAX_BATCH_BYTES = 32 * 1024 * 1024
 # Errors of a whole batch that may be one request's doing: it is tried again request by request.
 _BATCH_ERRORS = (DeadlockDetected, LockNotAvailable, UniqueViolation, CheckViolation, QueryCanceled)
@@ -121,19 +124,20 @@ class LogWriter:
             while not self._ready and not self._closing:
                 self._condition.wait()
             batch: list[Append] = []
-            size = 0
+            items = size = 0
             for _ in range(len(self._ready)):
                 thread_id = self._ready.popleft()
                 queue = self._queues[thread_id]
                 request = queue.popleft()
                 append.seal(request)
                 batch.append(request)
+                items += len(request.items)
                 size += sum(len(item.state) for item in request.items)
                 if queue:
                     self._ready.append(thread_id)
                 else:
                     del self._queues[thread_id]
-                if len(batch) >= MAX_BATCH_REQUESTS or size >= MAX_BATCH_BYTES:
+                if len(batch) >= MAX_BATCH_REQUESTS or items >= MAX_BATCH_ITEMS or size >= MAX_BATCH_BYTES:
                     break
             return batch
 

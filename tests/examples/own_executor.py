@@ -3,19 +3,18 @@
 import asyncio
 
 from runs_es import CreateRunCommand, ListRunMessagesQuery, Settings
-from runs_es.execution import ActiveRun, RunOutcome
-from runs_projections.wiring import open_store
+from runs_es.execution import ActiveRun
+from runs_projections import open_store
 
 
 class Parrot:
-    async def execute(self, run: ActiveRun) -> RunOutcome:
+    async def execute(self, run: ActiveRun) -> None:
         said = ""
         for word in str(run.run.kwargs["input"]).split():
             said = f"{said} {word}".strip()
             await run.publish("custom", {"token": word})
         await run.record_message({"id": f"{run.run.run_id}-1", "type": "ai", "content": said})
         await run.publish("values", {"said": said})
-        return RunOutcome()
 
 
 async def main() -> None:
@@ -25,6 +24,7 @@ async def main() -> None:
         async for event in handle.events:
             print(event.id, event.event, event.data)
         print(await store.service.list_run_messages(ListRunMessagesQuery(thread_id="t1")))
+
 
 if __name__ == "__main__":
     asyncio.run(main())

@@ -182,6 +182,7 @@ def test_packages_called_api_projections_and_tests_are_the_users_own(project: Pr
         """,
         "api/tools.py": GRAPH,
         "projections/__init__.py": "P = 1\n",
+        "tests/__init__.py": "",
         "tests/helper.py": "T = 1\n",
     }
     path = project({"graphs": {"mine": "./api/graph.py:graph"}}, files)

@@ -70,8 +70,13 @@ class Scripted:
     async def talk(self, run: ActiveRun) -> None:
         for text in ("one", "one", "two"):
             await run.record_message({"id": f"message-{text}", "type": "ai", "content": text})
-        await run.record_message({"id": "message-one", "type": "ai", "content": "one, edited"})
+        for text in ("one, edited", "one", "one, edited"):
+            await run.record_message({"id": "message-one", "type": "ai", "content": text})
         await run.record_event("tool.called", "trace", {"tool": "clock"})
+
+    async def say_again(self, run: ActiveRun) -> None:
+        await run.record_message({"id": "message-one", "type": "ai", "content": "one, edited"})
+        await run.record_message({"id": "message-two", "type": "ai", "content": "two"})
 
     async def wait_for_ever(self, run: ActiveRun) -> None:
         await run.publish("custom", "waiting")
@@ -168,14 +173,15 @@ async def test_a_failure_is_an_error_frame_and_a_fact(settings: Settings) -> Non
     await within(settings, body)
 
 
-async def test_messages_are_recorded_once_an_id_and_content(settings: Settings) -> None:
+async def test_a_message_is_recorded_when_its_newest_version_is_another(settings: Settings) -> None:
     async def body(store: Store, _: Scripted) -> None:
-        for _ in range(2):
-            await store.service.create_and_wait(command("talk"))
-        assert topics(store).count("message.recorded") == 3
+        await store.service.create_and_wait(command("talk"))
+        assert topics(store).count("message.recorded") == 5
         messages = await store.service.list_run_messages(ListRunMessagesQuery(thread_id="t"))
         assert [message.content["content"] for message in messages] == ["two", "one, edited"]
-        assert topics(store).count("event.recorded") == 2
+        assert topics(store).count("event.recorded") == 1
+        await store.service.create_and_wait(command("say_again"))
+        assert topics(store).count("message.recorded") == 5
 
     await within(settings, body)
 
