@@ -42,11 +42,20 @@ class FactItem:
 
 @dataclass(slots=True)
 class PageItem:
-    """Frames of one run, in order; grows until its request is sent."""
+    """Frames of one run, in order; grows until its request is sealed. `size` counts the bodies' bytes."""
 
     run_id: str
     bodies: list[bytes]
     state: bytes = b""
+    size: int = 0
+
+    def __post_init__(self) -> None:
+        self.size = sum(map(len, self.bodies))
+
+    def extend(self, bodies: Sequence[bytes], size: int) -> None:
+        """Add frames of `size` bytes together."""
+        self.bodies.extend(bodies)
+        self.size += size
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +100,9 @@ class Append:
         return next((item.idem_key for item in self.items if isinstance(item, FactItem) and item.idem_key), None)
 
     @property
-    def facts(self) -> list[FactItem]:
-        return [item for item in self.items if isinstance(item, FactItem)]
+    def size(self) -> int:
+        """Bytes, before pages are encoded."""
+        return sum(item.size if isinstance(item, PageItem) else len(item.state) for item in self.items)
 
     @property
     def is_page(self) -> bool:
@@ -176,9 +186,8 @@ def _digest(states: Sequence[bytes]) -> bytes:
     return hashlib.sha256(b"".join(hashlib.sha256(state).digest() for state in states)).digest()
 
 
-def seal(request: Append) -> None:
-    """Fix the request's bytes; nothing may be added afterwards."""
-    request.sealed = True
+def encode(request: Append) -> None:
+    """Make the stored form of a sealed request's pages."""
     for item in request.items:
         if isinstance(item, PageItem) and not item.state:
             item.state = encode_page(item.bodies)

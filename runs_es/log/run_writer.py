@@ -54,7 +54,7 @@ class RunWriter:
             request = self._request()
             last = request.items[-1] if request.items else None
             if isinstance(last, PageItem):
-                last.bodies.extend(bodies)
+                last.extend(bodies, size)
             else:
                 request.items.append(PageItem(self.run_id, list(bodies)))
             self._frames += len(bodies)
@@ -93,7 +93,7 @@ class RunWriter:
         self._log.submit_locked(request)
 
     def _settled(self, request: Append) -> None:
-        size = sum(len(body) for item in request.items if isinstance(item, PageItem) for body in item.bodies)
+        size = sum(item.size for item in request.items if isinstance(item, PageItem))
         with self._count:
             self.uncommitted -= size
         if self._on_settled is not None:

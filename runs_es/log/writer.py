@@ -110,6 +110,9 @@ class LogWriter:
 
     def _run(self) -> None:
         while batch := self._next_batch():
+            # Here and not under the lock, which every publisher needs.
+            for request in batch:
+                append.encode(request)
             pages = [request for request in batch if request.is_page]
             others = [request for request in batch if not request.is_page]
             for part in (others, pages):
@@ -129,10 +132,10 @@ class LogWriter:
                 thread_id = self._ready.popleft()
                 queue = self._queues[thread_id]
                 request = queue.popleft()
-                append.seal(request)
+                request.sealed = True
                 batch.append(request)
                 items += len(request.items)
-                size += sum(len(item.state) for item in request.items)
+                size += request.size
                 if queue:
                     self._ready.append(thread_id)
                 else:

@@ -5,6 +5,7 @@ acknowledgement. Rounds are interleaved, ratios are of the same round.
 
 from __future__ import annotations
 
+import random
 import statistics
 import threading
 import time
@@ -25,17 +26,40 @@ from tests.benchmarks.figures import show
 
 ROUNDS = 5
 SECONDS = 1.0
-PAYLOAD = b'{"content":"' + b"x" * 214 + b'","type":"chunk"}'
 CASES = [(16, 1), (16, 10), (16, 100), (64, 1), (1, 1), (1, 100)]  # producers, events a write
 
 # One write of a producer: appends and returns once that is durable.
 Write = Callable[[], None]
 
 
+def payloads(count: int, seed: int = 1) -> list[bytes]:
+    """Events of about 250 bytes as an agent streams them: an id, a few made-up words, no two alike."""
+    dice = random.Random(seed)
+    letters = "etaoinshrdlucmfwypvbgk"
+    words = ["".join(dice.choices(letters, k=dice.randint(2, 9))) for _ in range(2000)]
+    events = []
+    for _ in range(count):
+        text = " ".join(dice.choices(words, k=24))[:130]
+        run_id = uuid.UUID(int=dice.getrandbits(128))
+        events.append(
+            b'{"content":"%b","type":"AIMessageChunk","id":"run--%b","n":%d}'
+            % (text.encode(), str(run_id).encode(), dice.getrandbits(30))
+        )
+    return events
+
+
+EVENTS = payloads(1000)
+
+
+def some(size: int) -> list[bytes]:
+    """`size` of the events, from a random place on."""
+    start = random.randrange(len(EVENTS) - size + 1)
+    return EVENTS[start : start + size]
+
+
 def our_log(stack: ExitStack, url: str, producers: int, size: int) -> list[Write]:
     """Frames through group commit; each producer a run of its own."""
     log = stack.enter_context(EventLog(url))
-    bodies = [frame("custom", PAYLOAD)] * size
 
     def producer() -> Write:
         thread_id = str(uuid.uuid4())
@@ -43,7 +67,7 @@ def our_log(stack: ExitStack, url: str, producers: int, size: int) -> list[Write
         writer = RunWriter(log.writer, thread_id=thread_id, run_id="r", fence=born.fence, frames=born.frames)
 
         def write() -> None:
-            writer.publish(*bodies)
+            writer.publish(*(frame("custom", event) for event in some(size)))
             last = writer.last()
             assert last is not None
             last.result()
@@ -76,7 +100,9 @@ def stock_recorder(stack: ExitStack, url: str, producers: int, size: int) -> lis
 
         def write() -> None:
             nonlocal version
-            events = [StoredEvent(originator_id, version + n, "run.streamed", PAYLOAD) for n in range(size)]
+            events = [
+                StoredEvent(originator_id, version + n, "run.streamed", event) for n, event in enumerate(some(size))
+            ]
             recorder.insert_events(events)
             version += size
 
@@ -87,21 +113,23 @@ def stock_recorder(stack: ExitStack, url: str, producers: int, size: int) -> lis
 
 def bare_rows(stack: ExitStack, url: str, producers: int, size: int) -> list[Write]:
     """`insert … unnest`, a row an event, a connection a producer, no order kept: the limit of rows."""
-    return _inserts(stack, url, producers, "insert into bare_rows (state) select unnest(%b::bytea[])", [PAYLOAD] * size)
+    return _inserts(
+        stack, url, producers, "insert into bare_rows (state) select unnest(%b::bytea[])", lambda: some(size)
+    )
 
 
 def row_a_batch(stack: ExitStack, url: str, producers: int, size: int) -> list[Write]:
     """One row for the whole write, a connection a producer: the limit of pages."""
-    return _inserts(stack, url, producers, "insert into bare_rows (state) values (%b)", PAYLOAD * size)
+    return _inserts(stack, url, producers, "insert into bare_rows (state) values (%b)", lambda: b"".join(some(size)))
 
 
-def _inserts(stack: ExitStack, url: str, producers: int, statement: str, value: object) -> list[Write]:
+def _inserts(stack: ExitStack, url: str, producers: int, statement: str, value: Callable[[], object]) -> list[Write]:
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("create table if not exists bare_rows (id bigserial primary key, state bytea not null)")
 
     def producer() -> Write:
         connection = stack.enter_context(psycopg.connect(url, autocommit=True))
-        return lambda: _ignored(connection.execute(statement, (value,), prepare=True))
+        return lambda: _ignored(connection.execute(statement, (value(),), prepare=True))
 
     return [producer() for _ in range(producers)]
 
