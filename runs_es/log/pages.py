@@ -99,6 +99,6 @@ def _decompressed(packed: bytes, size: int) -> bytes:
     if size > _MAX_PAGE:
         raise ValueError(f"page claims {size} bytes")
     try:
-        return _decompressor().decompress(packed, max_output_size=size)
+        return _decompressor().decompress(packed, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise ValueError(f"page is damaged: {error}") from error
