@@ -9,7 +9,6 @@ from concurrent.futures import Future
 from runs_es.domain import Fact, LimitExceeded, Provenance
 from runs_es.log.append import ANONYMOUS, PAGE_TOPIC, Append, Appended, FactItem, PageItem
 from runs_es.log.hints import Hints
-from runs_es.log.pages import encode_page
 from runs_es.log.reader import LogReader, Row
 from runs_es.log.writer import LogWriter
 
@@ -129,8 +128,8 @@ def rows_of(request: Append, appended: Appended) -> list[Row]:
             seq += 1
         else:
             size = len(item.bodies)
-            rows.append(
-                Row(seq, seq + size - 1, item.run_id, PAGE_TOPIC, item.state or encode_page(item.bodies), frames)
-            )
+            row = Row(seq, seq + size - 1, item.run_id, PAGE_TOPIC, item.state, frames)
+            row.know(item.bodies)
+            rows.append(row)
             seq, frames = seq + size, frames + size
     return rows

@@ -39,6 +39,10 @@ class Row:
     state: bytes
     first_frame: int | None = None
 
+    def know(self, bodies: list[bytes]) -> None:
+        """Give the page's frames where they are at hand: they need not be decoded then."""
+        self.__dict__["bodies"] = bodies
+
     @property
     def is_page(self) -> bool:
         return self.topic == PAGE_TOPIC

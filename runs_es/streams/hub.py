@@ -38,9 +38,9 @@ class Channel:
                 self._size = 0
             for row in rows:
                 self._ring.append(row)
-                self._size += len(row.state)
+                self._size += _bytes(row)
             while self._size > self._limit and self._ring:
-                self._size -= len(self._ring.popleft().state)
+                self._size -= _bytes(self._ring.popleft())
         self.wake(rows[-1].last)
 
     def read(self, seq: int, limit: int) -> list[Row] | None:
@@ -85,6 +85,11 @@ class Channel:
                 waiter = self._waiters[loop] = loop.create_future()
         done, _ = await asyncio.wait((waiter,), timeout=timeout)
         return bool(done)
+
+
+def _bytes(row: Row) -> int:
+    """What a row of the ring holds, frames as they were before compression."""
+    return sum(map(len, row.bodies)) if row.is_page else len(row.state)
 
 
 def _release(waiter: asyncio.Future[None]) -> None:
