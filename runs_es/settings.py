@@ -49,6 +49,15 @@ class Settings(BaseSettings):
     max_joins: int = Field(5000, ge=1, description="open streams a process")
     max_joins_per_user: int = Field(1000, ge=1, description="open streams a user and process")
 
+    keep_streams_days: float | None = Field(
+        None, gt=0, description="days that streamed frames can be replayed; unset means for ever"
+    )
+    keep_streams_bytes: int | None = Field(
+        None, gt=0, description="disk space of streamed frames, above which the oldest go; unset means no limit"
+    )
+    segment_hours: float = Field(24.0, gt=0, description="age at which a new segment of frames is begun")
+    segment_bytes: int = Field(1024 * MIB, gt=0, description="size at which a new segment of frames is begun")
+
     max_body_bytes: int = Field(10 * MIB, ge=1024, description="largest request body")
     max_header_bytes: int = Field(8192, ge=256, description="largest single request header")
     list_wait_seconds: float = Field(2.0, ge=0, description="how long a list waits for its read model to catch up")

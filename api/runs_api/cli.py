@@ -1,4 +1,4 @@
-"""The command line: `runs-es serve | work | migrate | rebuild | history`.
+"""The command line: `runs-es serve | work | migrate | rebuild | history | tail | retain | erase`.
 
 What can be expected to go wrong is answered with one sentence that says what to do, and exit code 1 (2 for a wrong
 command line); a traceback here is a mistake of ours.
@@ -22,13 +22,14 @@ import psycopg
 import typer
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import ValidationError
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from runs_api import cli_retention, cli_tail
 from runs_api import history as histories
 from runs_api.meta import version_of
+from runs_api.terminal import Refused, err, migrated_database, out
 from runs_es.database import (
     Database,
     DatabaseUnavailable,
@@ -52,8 +53,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class LogLevel(StrEnum):
@@ -68,14 +67,6 @@ Config = Annotated[
     typer.Option("--config", help="A langgraph.json that names your graphs; without it, the demo agent."),
 ]
 Level = Annotated[LogLevel, typer.Option("--log-level", help="What to log, to standard error.")]
-
-
-class Refused(Exception):
-    """Something that the user can put right; the message says how."""
-
-    def __init__(self, message: str, code: int = 1) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 def main() -> None:
@@ -251,14 +242,6 @@ def migrate() -> None:
         out.print(f"{where}: {f'{len(applied)} applied' if applied else 'nothing to do'}")
 
 
-@contextmanager
-def _migrated_database(settings: Settings) -> Iterator[Database]:
-    with open_database(settings) as database:
-        if missing := migrations.pending(database.url, settings.db_schema):
-            raise Refused(f"the database lacks {', '.join(missing)}: run `runs-es migrate` first")
-        yield database
-
-
 @app.command()
 def rebuild(
     names: Annotated[
@@ -270,7 +253,7 @@ def rebuild(
     from runs_projections.rebuild import rebuild as make_again
 
     settings = Settings()
-    with _migrated_database(settings) as database, _progress() as progress:
+    with migrated_database(settings) as database, _progress() as progress:
         task = progress.add_task("verifying" if verify else "rebuilding", total=None)
         try:
             report = make_again(
@@ -321,6 +304,10 @@ def _print_report(report: RebuildReport, verify: bool) -> None:
     out.print("identical to what the log says")
 
 
+app.command()(cli_retention.retain)
+app.command()(cli_retention.erase)
+
+
 @app.command()
 def history(
     run: Annotated[str, typer.Argument(help="A run's id.")],
@@ -330,7 +317,7 @@ def history(
     from runs_es.log.reader import LogReader
 
     settings = Settings()
-    with _migrated_database(settings) as database:
+    with migrated_database(settings) as database:
         reader = LogReader(database.url, settings.db_schema, pool_size=1)
         try:
             facts = histories.facts_of(reader, run)
@@ -363,3 +350,6 @@ def _row(recorded: Recorded) -> tuple[str, ...]:
     when = recorded.recorded_at[:23].replace("T", " ")
     what = histories.what(recorded.fact)
     return str(recorded.seq), when, what, provenance.actor or "", " ".join((provenance.reason or "").split())
+
+
+app.command()(cli_tail.tail)

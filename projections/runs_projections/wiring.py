@@ -22,6 +22,7 @@ from runs_es.execution.queue import JobQueue
 from runs_es.execution.supervisor import WorkerSupervisor
 from runs_es.log.decisions import Decisions
 from runs_es.log.event_log import EventLog
+from runs_es.log.retention import RetentionTimer
 from runs_es.service.application import RunsApplicationService
 from runs_es.settings import Settings
 from runs_es.streams.cursor import RunStreams
@@ -73,6 +74,9 @@ class Store:
                 max_event_bytes=settings.max_frame_bytes,
             )
         )
+        retention = RetentionTimer(self.log, settings)
+        self._exit.callback(retention.close)
+        retention.start()
         threads = self._exit.enter_context(ThreadPoolExecutor(_THREADS, "runs-es service"))
         projector = LiveProjector(self.log)
         projector.start()

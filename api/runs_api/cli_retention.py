@@ -1,0 +1,117 @@
+"""`runs-es retain` and `runs-es erase`: what goes from the log, when, and what comes back for it."""
+
+from __future__ import annotations
+
+import getpass
+from typing import Annotated
+
+import typer
+from psycopg.errors import LockNotAvailable
+from rich.table import Table
+from rich.text import Text
+
+from runs_api.terminal import Refused, migrated_database, out
+from runs_es.domain import ConflictError, Provenance, ThreadNotFound
+from runs_es.log import retention
+from runs_es.log.event_log import EventLog
+from runs_es.log.retention import Action, Plan, Step
+from runs_es.settings import Settings
+
+_DONE = {Action.KEEP: "kept", Action.ROTATE: "closed", Action.DROP: "dropped"}
+_WOULD = {Action.KEEP: "keep", Action.ROTATE: "close", Action.DROP: "drop"}
+_COLUMNS = ("segment", "created", "size", "rows", "what", "why")
+_PROJECTION_SECONDS = 30.0
+
+
+def retain(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing; say what would be done.")] = False,
+) -> None:
+    """Drop streamed frames that are no longer to be kept (RUNS_ES_KEEP_STREAMS_*); what happened stays on record."""
+    settings = Settings()
+    with (
+        migrated_database(settings) as database,
+        retention.connect(database.url, settings.db_schema) as connection,
+    ):
+        try:
+            done = (retention.plan if dry_run else retention.apply)(connection, settings)
+        except retention.RetentionBusy as error:
+            raise Refused(str(error)) from error
+        except LockNotAvailable as error:
+            raise Refused(
+                "a long transaction still reads the log (see pg_stat_activity); run `runs-es retain` again to finish"
+            ) from error
+    _print(done, dry_run)
+    if not retention.is_asked_for(settings):
+        out.print("nothing is dropped: set RUNS_ES_KEEP_STREAMS_DAYS or RUNS_ES_KEEP_STREAMS_BYTES")
+
+
+def _print(plan: Plan, dry_run: bool) -> None:
+    words = _WOULD if dry_run else _DONE
+    if out.is_terminal:
+        table = Table(*_COLUMNS, box=None, pad_edge=False, header_style="bold")
+        for number in (0, 2, 3):
+            table.columns[number].justify = "right"
+        for step in plan.steps:
+            table.add_row(*map(Text, _row(step, words)), style="red" if step.action is Action.DROP else None)
+        out.print(table, soft_wrap=False)
+    else:
+        for row in (_COLUMNS, *(_row(step, words) for step in plan.steps)):
+            out.print(Text("\t".join(row)))
+    if plan.drops:
+        would = "would come" if dry_run else "came"
+        lose = "would lose" if dry_run else "lost"
+        out.print(f"{size_of(plan.bytes_back)} {would} back; {plan.runs:,} runs {lose} frames")
+
+
+def _row(step: Step, words: dict[Action, str]) -> tuple[str, ...]:
+    segment = step.segment
+    rows = f"{step.rows:,}" if step.runs is not None else f"~{step.rows:,}"
+    created = segment.created_at.isoformat(" ", "seconds")
+    return str(segment.number), created, size_of(segment.size), rows, words[step.action], step.why
+
+
+def size_of(size: int) -> str:
+    """A number of bytes for people."""
+    amount = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
+
+
+def erase(
+    thread: Annotated[str, typer.Argument(help="A thread's id.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why; it stays on record.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="End its active runs too.")] = False,
+) -> None:
+    """Delete a thread for good: runs, messages, frames. Who did it, when and why is all that stays."""
+    from runs_projections.live import LiveProjector
+
+    if not reason.strip():
+        raise Refused("--reason must say something: it is all that will be left", 2)
+    settings = Settings()
+    with migrated_database(settings) as database:
+        if not yes:
+            typer.confirm(f"Erase thread {thread} for good?", abort=True)
+        with EventLog(database.url, settings.db_schema, pool_size=2) as log, LiveProjector(log) as projector:
+            provenance = Provenance(actor=f"shell:{_user()}", reason=reason.strip())
+            try:
+                erased = retention.erase_thread(log, thread, provenance=provenance, force=force)
+            except ThreadNotFound as error:
+                raise Refused(f"there is no thread {thread} in {settings.db_schema}") from error
+            except ConflictError as error:
+                raise Refused(f"{error} (--force)") from error
+            is_applied = projector.wait_for(erased.position, _PROJECTION_SECONDS)
+    out.print(f"erased thread {thread}: {erased.rows:,} rows; event {erased.seq} says who and why")
+    out.print("its checkpoints go with the next sweep of a worker")
+    if not is_applied:
+        raise Refused("the read models still lag behind; they lose the thread as soon as a server has caught up")
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # an account without a name, as in some containers
+        return "unknown"
