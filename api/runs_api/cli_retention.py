@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import sys
 from typing import Annotated
 
 import typer
@@ -56,7 +57,7 @@ def _print(plan: Plan, dry_run: bool) -> None:
         out.print(table, soft_wrap=False)
     else:
         for row in (_COLUMNS, *(_row(step, words) for step in plan.steps)):
-            out.print(Text("\t".join(row)))
+            sys.stdout.write("\t".join(row) + "\n")
     if plan.drops:
         would = "would come" if dry_run else "came"
         lose = "would lose" if dry_run else "lost"
@@ -104,7 +105,7 @@ def erase(
             except ConflictError as error:
                 raise Refused(f"{error} (--force)") from error
             is_applied = projector.wait_for(erased.position, _PROJECTION_SECONDS)
-    out.print(f"erased thread {thread}: {erased.rows:,} rows; event {erased.seq} says who and why")
+    out.print(Text(f"erased thread {thread}: {erased.rows:,} rows; event {erased.seq} says who and why"))
     out.print("its checkpoints go with the next sweep of a worker")
     if not is_applied:
         raise Refused("the read models still lag behind; they lose the thread as soon as a server has caught up")
