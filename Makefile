@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 serve: install ## Run the server: embedded database in .data/, demo agent, no key needed
-	@RUNS_ES_DATA_DIR="$${RUNS_ES_DATA_DIR:-.data}" $(BIN)/runs-es serve --host $(HOST) --port $(PORT) $(if $(CONFIG),--config $(CONFIG))
+	@RUNS_ES_DATA_DIR="$${RUNS_ES_DATA_DIR:-.data}" exec $(BIN)/runs-es serve --host $(HOST) --port $(PORT) $(if $(CONFIG),--config $(CONFIG))
 
 test: install ## Run the test suite against a real PostgreSQL
 	@$(BIN)/python -m pytest

@@ -6,9 +6,10 @@ The table in README.md is checked against this class by a test.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Self
 
 import platformdirs
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1024 * 1024
@@ -17,7 +18,7 @@ MIB = 1024 * 1024
 class Settings(BaseSettings):
     """Settings of one process. Durations are seconds, sizes are bytes."""
 
-    model_config = SettingsConfigDict(env_prefix="RUNS_ES_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="RUNS_ES_", env_ignore_empty=True, extra="ignore")
 
     database_url: str | None = Field(None, description="PostgreSQL URL; unset means the embedded server")
     data_dir: Path = Field(
@@ -65,3 +66,12 @@ class Settings(BaseSettings):
         None, description="request header, set by a trusted proxy, that names the user; unset means one user"
     )
     cors_origins: list[str] = Field(["*"], description="origins that browsers may call from (JSON list)")
+
+    @model_validator(mode="after")
+    def _heartbeats_fit_into_the_lease(self) -> Self:
+        if self.lease_seconds < 2 * self.heartbeat_seconds:
+            raise ValueError(
+                f"RUNS_ES_LEASE_SECONDS ({self.lease_seconds:g}) must be at least twice RUNS_ES_HEARTBEAT_SECONDS"
+                f" ({self.heartbeat_seconds:g}), or healthy workers count as lost"
+            )
+        return self

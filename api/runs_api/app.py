@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from fastapi_offline import FastAPIOffline
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
@@ -49,8 +50,10 @@ def create_app(store: Store, settings: Settings) -> FastAPI:
         allow_headers=["*"],
         expose_headers=EXPOSED,
         max_age=600,
+        allow_private_network=True,
     )
-    app = FastAPI(
+    # Its pages at /docs and /redoc need nothing from the internet.
+    app = FastAPIOffline(
         title="runs-es",
         version=meta.version_of("runs-es") or "0",
         description="An event-sourced run store behind LangGraph Platform's HTTP API.",

@@ -7,6 +7,7 @@ command line); a traceback here is a mistake of ours.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import sys
@@ -22,6 +23,7 @@ import psycopg
 import typer
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -76,7 +78,10 @@ def main() -> None:
     except Refused as error:
         _fail(str(error), error.code)
     except ValidationError as error:
-        problems = (f"RUNS_ES_{'_'.join(map(str, each['loc'])).upper()}: {each['msg']}" for each in error.errors())
+        problems = (
+            f"RUNS_ES_{'_'.join(map(str, each['loc'])).upper()}: {each['msg']}" if each["loc"] else each["msg"]
+            for each in error.errors()
+        )
         _fail("; ".join(problems), 2)
     except (DatabaseUnavailable, MigrationFailed, SchemaMismatch, GraphLoadError, StoreUnavailable) as error:
         _fail(str(error))
@@ -88,6 +93,10 @@ def main() -> None:
         if (error.name or "").partition(".")[0] not in ("langgraph", "langchain_core"):
             raise
         _fail(f'LangGraph is missing ({error}). Install it with `pip install "runs-es[langgraph]"`')
+    except SettingsError as error:
+        _fail(f"{error}; it must be JSON, as in RUNS_ES_CORS_ORIGINS='[\"https://example.org\"]'", 2)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: nothing to say to it
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -117,9 +126,12 @@ def serve(
     from runs_projections.wiring import open_store
 
     settings = Settings()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until the server is up and takes it itself
     _log_to_stderr(LogLevel.INFO if access_log and log_level is LogLevel.WARNING else log_level)
-    with _listener(host, port) as listener, open_store(settings, config=config, work=worker) as store:
+    with (
+        _ended_by_sigterm(),  # until the server is up and takes it itself
+        _listener(host, port) as listener,
+        open_store(settings, config=config, work=worker) as store,
+    ):
         url = _url(host, listener.getsockname()[1])
         healthy = run_server(
             create_app(store, settings),
@@ -134,6 +146,15 @@ def serve(
     if not healthy:
         raise Refused("the worker stopped unexpectedly; see the log above, and start again")
     out.print("stopped")
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @app.command()
@@ -337,6 +358,8 @@ def history(
     table = Table(*_COLUMNS, box=None, pad_edge=False, header_style="bold")
     table.columns[0].justify = "right"
     table.columns[1].no_wrap = True
+    for column in table.columns[2:]:
+        column.overflow = "fold"
     for recorded in facts:
         table.add_row(*map(Text, _row(recorded)))
     out.print(table, soft_wrap=False)
@@ -349,7 +372,12 @@ def _row(recorded: Recorded) -> tuple[str, ...]:
     provenance = recorded.provenance
     when = recorded.recorded_at[:23].replace("T", " ")
     what = histories.what(recorded.fact)
-    return str(recorded.seq), when, what, provenance.actor or "", " ".join((provenance.reason or "").split())
+    return str(recorded.seq), when, _shown(what), _shown(provenance.actor), _shown(provenance.reason)
+
+
+def _shown(text: str | None) -> str:
+    """On one line, without control characters: what a caller wrote must not drive the reader's terminal."""
+    return " ".join("".join(each if each.isprintable() else " " for each in text or "").split())
 
 
 app.command()(cli_tail.tail)

@@ -22,6 +22,7 @@ def version_of(package: str) -> str | None:
         return None
 
 
+@router.head("/ok", include_in_schema=False)
 @router.get("/ok", summary="Is the server up?", responses={503: {"model": Error, "description": "Not its database"}})
 async def ok(edge: EdgeOf, check_db: Annotated[bool, Query(description="ask the database too")] = False) -> Response:
     if check_db:

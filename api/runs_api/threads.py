@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
@@ -41,6 +42,7 @@ from runs_es.domain import ThreadExists, ThreadNotFound
 from runs_es.execution.thread_lock import exclusive
 from runs_es.service.views import ThreadSnapshot
 
+logger = logging.getLogger(__name__)
 router = APIRouter(prefix="/threads", tags=["Threads"], route_class=JsonRoute, responses=ERRORS)
 
 STATE_READS = 8  # states that one search reads at the same time
@@ -158,8 +160,14 @@ async def _body(edge: Edge, thread: ThreadSnapshot) -> dict[str, Any]:
     """The thread with its values. A graph that this deployment does not have any more shows none."""
     graph_id = _graph_of(edge, thread)
     state = edge.store.state
-    values = None if state is None or graph_id is None else await state.values(thread.thread_id, graph_id)
-    return thread_body(thread, values)
+    if state is None or graph_id is None:
+        return thread_body(thread, None)
+    try:
+        return thread_body(thread, await state.values(thread.thread_id, graph_id))
+    except Exception:
+        # One thread's state that cannot be read must not take a whole search along.
+        logger.exception("the state of thread %s cannot be read", thread.thread_id)
+        return thread_body(thread, None)
 
 
 async def _bodies(edge: Edge, threads: list[ThreadSnapshot]) -> list[dict[str, Any]]:

@@ -198,3 +198,14 @@ async def test_assistants_are_the_registered_graphs(client: LangGraphClient) -> 
     assert {assistant["graph_id"] for assistant in assistants} == {"agent", "nested", "demo"}
     one = await client.assistants.get(assistants[0]["assistant_id"])
     assert one["graph_id"] == assistants[0]["graph_id"]
+
+
+async def test_a_thread_whose_input_its_graph_refuses_can_still_be_read_and_found(client: LangGraphClient) -> None:
+    thread_id = (await client.threads.create(metadata={"topic": "alien"}))["thread_id"]
+    alien = {"messages": [{"role": "alien", "content": "x"}]}
+    answer = await client.runs.wait(thread_id, "agent", input=alien, raise_error=False)
+    assert "alien" in str(answer)
+    assert (await client.threads.get(thread_id))["status"] == "error"
+    await client.threads.get_state(thread_id)
+    found = await client.threads.search(metadata={"topic": "alien"})
+    assert [thread["thread_id"] for thread in found] == [thread_id]

@@ -234,7 +234,7 @@ def _module(source: GraphSource) -> ModuleType:
         raise source.error(f"the file {source.file} does not exist")
     try:
         return _module_of_file(source) if source.is_file else importlib.import_module(source.target)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise source.error(f"importing {source.target} failed: {type(error).__name__}: {error}") from error
 
 
@@ -303,7 +303,7 @@ def _made(source: GraphSource, found: Any, graph_types: tuple[type, ...]) -> Any
     try:
         made = found()
         return _awaited(made) if inspect.iscoroutine(made) else made
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise source.error(f"{source.attribute}() failed: {type(error).__name__}: {error}") from error
 
 

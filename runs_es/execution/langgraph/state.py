@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from runs_es.execution.langgraph.graphs import Graph
 
 _CHECKPOINT = ("checkpoint_id", "thread_id", "checkpoint_ns", "checkpoint_map")
+
+logger = logging.getLogger(__name__)
 
 
 class GraphStateReader:
@@ -43,7 +46,15 @@ class GraphStateReader:
         config = _config(
             thread_id, {**(checkpoint or {}), **({"checkpoint_id": checkpoint_id} if checkpoint_id else {})}
         )
-        return thread_state(await self._graph(graph_id).aget_state(config, subgraphs=subgraphs))
+        try:
+            return thread_state(await self._graph(graph_id).aget_state(config, subgraphs=subgraphs))
+        except Exception as error:  # noqa: BLE001  (whatever a user's reducer raises)
+            # The newest state may have writes pending that the graph's own reducers refuse; a run has failed on them.
+            logger.warning(
+                "the state of thread %s is read without what its last run left pending", thread_id, exc_info=error
+            )
+            saved = await self.history(thread_id, graph_id, 1, checkpoint=checkpoint)
+            return saved[0] if saved and checkpoint_id is None else empty_state()
 
     async def history(
         self,
