@@ -48,7 +48,7 @@ class GraphStateReader:
         )
         try:
             return thread_state(await self._graph(graph_id).aget_state(config, subgraphs=subgraphs))
-        except Exception as error:  # noqa: BLE001  (whatever a user's reducer raises)
+        except Exception as error:
             # The newest state may have writes pending that the graph's own reducers refuse; a run has failed on them.
             logger.warning(
                 "the state of thread %s is read without what its last run left pending", thread_id, exc_info=error
