@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import getpass
 import sys
-from typing import Annotated
+from enum import StrEnum
+from typing import Annotated, Any
 
 import typer
+from psycopg import Connection
 from psycopg.errors import LockNotAvailable
 from rich.table import Table
 from rich.text import Text
 
 from runs_api.terminal import Refused, migrated_database, out
-from runs_es.domain import ConflictError, Provenance, ThreadNotFound
+from runs_es.domain import ConflictError, Provenance, RunStatus, ThreadNotFound
 from runs_es.log import retention
 from runs_es.log.event_log import EventLog
 from runs_es.log.retention import Action, Plan, Step
@@ -24,26 +26,64 @@ _COLUMNS = ("segment", "created", "size", "rows", "what", "why")
 _PROJECTION_SECONDS = 30.0
 
 
+class Ended(StrEnum):
+    """How a run can have ended."""
+
+    SUCCESS = "success"
+    ERROR = "error"
+    TIMEOUT = "timeout"
+    INTERRUPTED = "interrupted"
+
+
 def retain(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing; say what would be done.")] = False,
+    status: Annotated[
+        list[Ended] | None, typer.Option("--status", help="Delete the frames of runs that ended so, and do no more.")
+    ] = None,
+    thread: Annotated[
+        str | None, typer.Option("--thread", help="Delete the frames of this thread's ended runs, and do no more.")
+    ] = None,
+    older_than_days: Annotated[
+        float, typer.Option("--older-than-days", min=0, help="With --status or --thread: ended so long ago.")
+    ] = 0.0,
 ) -> None:
     """Drop streamed frames that are no longer to be kept (RUNS_ES_KEEP_STREAMS_*); what happened stays on record."""
     settings = Settings()
+    if older_than_days and not (status or thread):
+        raise Refused(
+            "--older-than-days goes with --status or --thread; by age alone, set RUNS_ES_KEEP_STREAMS_DAYS", 2
+        )
     with (
         migrated_database(settings) as database,
         retention.connect(database.url, settings.db_schema) as connection,
     ):
         try:
-            done = (retention.plan if dry_run else retention.apply)(connection, settings)
+            if status or thread:
+                _retain_runs(connection, status or None, thread, older_than_days, dry_run)
+            else:
+                _retain_segments(connection, settings, dry_run)
         except retention.RetentionBusy as error:
             raise Refused(str(error)) from error
         except LockNotAvailable as error:
             raise Refused(
                 "a long transaction still reads the log (see pg_stat_activity); run `runs-es retain` again to finish"
             ) from error
-    _print(done, dry_run)
+
+
+def _retain_segments(connection: Connection[Any], settings: Settings, dry_run: bool) -> None:
+    _print((retention.plan if dry_run else retention.apply)(connection, settings), dry_run)
     if not retention.is_asked_for(settings):
         out.print("nothing is dropped: set RUNS_ES_KEEP_STREAMS_DAYS or RUNS_ES_KEEP_STREAMS_BYTES")
+
+
+def _retain_runs(
+    connection: Connection[Any], ended: list[Ended] | None, thread: str | None, days: float, dry_run: bool
+) -> None:
+    statuses = None if ended is None else [RunStatus(each.value) for each in ended]
+    deleted = retention.delete_pages(
+        connection, thread_id=thread, statuses=statuses, older_than_days=days, dry_run=dry_run
+    )
+    out.print(f"{deleted.rows:,} pages of {deleted.runs:,} runs {'would be deleted' if dry_run else 'deleted'}")
 
 
 def _print(plan: Plan, dry_run: bool) -> None:

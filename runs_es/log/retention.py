@@ -1,4 +1,4 @@
-"""How long pages are kept: by age and by size through whole segments, and a thread erased for good.
+"""How long pages are kept: by age and by size through whole segments, those of certain runs, a thread erased for good.
 
 Segments go oldest first and never out of order, so what is left of a run is always its end, and the bounds in a `gap`
 are exact. Facts stay, unless their whole thread is erased.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,8 +17,20 @@ from typing import Any
 import psycopg
 from psycopg import Connection, sql
 
-from runs_es.domain import TERMINAL_TOPICS, ConflictError, Fact, Provenance, Thread, ThreadErased, ThreadNotFound, now
-from runs_es.log import segments, session
+from runs_es.domain import (
+    TERMINAL_TOPICS,
+    ConflictError,
+    Fact,
+    Provenance,
+    RunCompleted,
+    RunFailed,
+    RunStatus,
+    Thread,
+    ThreadErased,
+    ThreadNotFound,
+    now,
+)
+from runs_es.log import codec, segments, session
 from runs_es.log.decisions import Decision, Decisions
 from runs_es.log.event_log import EventLog
 from runs_es.log.reader import Head
@@ -42,6 +54,22 @@ select coalesce(sum(pages), 0)::bigint, count(*),
             and f.topic = any(%(ends)s)))
   from held
 """
+
+_ENDED = """
+select f.position, f.thread_id, f.run_id, f.topic, f.state, f.seq,
+       (select min(s.seq) from events_facts s where s.thread_id = f.thread_id and s.run_id = f.run_id)
+  from events_facts f
+ where f.position > %(after)s and f.topic = any(%(ends)s)
+   and (%(thread)s::text is null or f.thread_id = %(thread)s)
+   and f.recorded_at <= clock_timestamp() - %(days)s * interval '1 day'
+ order by f.position limit %(limit)s
+"""
+_OF_RUNS = """
+ unnest(%(threads)s::text[], %(runs)s::text[], %(first)s::bigint[], %(last)s::bigint[])
+   r(thread_id, run_id, first, last)
+ where e.thread_id = r.thread_id and e.segment > 0 and e.seq between r.first and r.last and e.run_id = r.run_id
+"""
+_RUNS_A_BATCH = 100
 
 
 class Action(StrEnum):
@@ -291,6 +319,69 @@ class RetentionTimer:
                     "segment %d dropped: %s; %d pages of %s runs, %d bytes",
                     *(step.segment.number, step.why, step.rows, runs, size),
                 )
+
+
+# --- pages of certain runs ---
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """Of how many runs pages were deleted, or would be, and how many."""
+
+    runs: int
+    rows: int
+
+
+def delete_pages(
+    connection: Connection[Any],
+    *,
+    thread_id: str | None = None,
+    statuses: Collection[RunStatus] | None = None,
+    older_than_days: float = 0.0,
+    dry_run: bool = False,
+) -> Deleted:
+    """Delete all pages of runs that have ended: those of a thread, with these statuses, ended so long ago.
+
+    In small transactions, each of whole runs, so that a run has all its pages or none. The space is for new pages; a
+    dropped segment gives it back. `connection` must be autocommit. Raises RetentionBusy.
+    """
+    wanted = {"ends": list(TERMINAL_TOPICS), "thread": thread_id, "days": older_than_days, "limit": _RUNS_A_BATCH}
+    runs = rows = after = 0
+    with _alone(connection):
+        while found := connection.execute(_ENDED, {**wanted, "after": after}, binary=True).fetchall():
+            after = found[-1][0]
+            chosen = [
+                (thread, run, first, last)
+                for _, thread, run, topic, state, last, first in found
+                if statuses is None or _status(codec.decode(topic, state, thread)) in statuses
+            ]
+            counts = _deleted(connection, chosen, dry_run)
+            runs, rows = runs + len(counts), rows + sum(counts)
+    return Deleted(runs, rows)
+
+
+def _deleted(connection: Connection[Any], chosen: Sequence[tuple[str, str, int, int]], dry_run: bool) -> list[int]:
+    """How many pages each of these runs had, if any."""
+    names = ("threads", "runs", "first", "last")
+    values = {name: [run[index] for run in chosen] for index, name in enumerate(names)}
+    if dry_run:
+        statement = f"select count(*) from events e, {_OF_RUNS} group by r.run_id"
+    else:
+        statement = (
+            f"with gone as (delete from events e using {_OF_RUNS} returning r.run_id)"
+            " select count(*) from gone group by run_id"
+        )
+    with connection.transaction():
+        if not dry_run:
+            connection.execute("set local runs_es.maintenance = 'delete pages'")
+        return [count for (count,) in connection.execute(statement, values)]
+
+
+def _status(fact: Fact) -> RunStatus:
+    """What a run is that ended with this fact."""
+    if isinstance(fact, RunFailed):
+        return fact.status
+    return RunStatus.SUCCESS if isinstance(fact, RunCompleted) else RunStatus.INTERRUPTED
 
 
 # --- erasing a thread ---

@@ -47,6 +47,15 @@ def test_without_a_setting_it_says_which_there_are(run: Run) -> None:
     assert "RUNS_ES_KEEP_STREAMS_DAYS" in lines[-1]
 
 
+def test_frames_of_runs_by_how_they_ended_and_by_thread(run: Run, log: EventLog) -> None:
+    thread_id = ended(log).thread_id
+    assert run("retain", "--status", "error")[1] == ["0 pages of 0 runs deleted"]
+    assert run("retain", "--status", "success", "--dry-run")[1] == ["1 pages of 1 runs would be deleted"]
+    assert run("retain", "--thread", thread_id)[1] == ["1 pages of 1 runs deleted"]
+    code, _, complaint = run("retain", "--older-than-days", "3")
+    assert (code, "--status" in complaint) == (2, True)
+
+
 def test_two_at_once_are_refused(run: Run, log: EventLog) -> None:
     with retention.connect(log.url, log.schema) as other, retention._alone(other):
         code, _, complaint = run("retain")

@@ -35,8 +35,12 @@ class Recording:
         assert last is not None
         return last.result(20).last_seq
 
-    def finish(self) -> int:
-        self.run.mark_completed()
+    def finish(self, error: str | None = None) -> int:
+        """End the run; its end's seq."""
+        if error is None:
+            self.run.mark_completed()
+        else:
+            self.run.mark_failed(error)
         return self.writer.record(*(self.log.item(fact) for fact in self.run.pull_events())).result(20).last_seq
 
 

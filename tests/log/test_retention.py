@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg import Connection
 
-from runs_es.domain import ConflictError, Provenance, ThreadNotFound, WriteConflict
+from runs_es.domain import ConflictError, Provenance, RunStatus, ThreadNotFound, WriteConflict
 from runs_es.log import retention, segments
 from runs_es.log.decisions import Decision, Decisions
 from runs_es.log.event_log import EventLog
@@ -23,6 +23,7 @@ from runs_es.settings import Settings
 from runs_es.streams.cursor import End, Frames, Gap, RunStreams
 from runs_es.streams.hub import Hub
 from runs_projections.live import LiveProjector
+from runs_projections.wiring import open_store
 from tests.log.recording import Recording, ended, made_older
 
 DAY = 86_400
@@ -342,6 +343,51 @@ def test_the_timer_applies_what_the_settings_say_and_can_be_closed(
     assert applied.wait(20)
     timer.close()
     assert [segment.number for segment in segments.listing(connection)] == [2]
+
+
+def test_an_open_store_applies_retention_by_itself(
+    log: EventLog, connection: Connection[Any], settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    applied = threading.Event()
+    monkeypatch.setattr(retention, "apply", lambda *_: applied.set() or retention.Plan([], 0))
+    with open_store(settings.model_copy(update={"keep_streams_bytes": 1 << 30}), work=False):
+        assert applied.wait(20)
+
+
+# --- pages of certain runs ---
+
+
+async def test_pages_of_runs_that_ended_so_are_deleted_whole_and_others_stay(
+    log: EventLog, connection: Connection[Any]
+) -> None:
+    failed, running, done = Recording(log), Recording(log), ended(log)
+    for recording in (failed, running):
+        recording.publish(2)
+        segments.rotate(connection)
+        recording.publish(3)
+    end = failed.finish(error="boom")
+    wanted = {"statuses": [RunStatus.ERROR]}
+    assert retention.delete_pages(connection, **wanted, older_than_days=1.0) == retention.Deleted(0, 0)
+    assert retention.delete_pages(connection, **wanted, dry_run=True) == retention.Deleted(1, 2)
+    assert len(await joined(log, failed)) == 6
+    assert retention.delete_pages(connection, **wanted) == retention.Deleted(1, 2)
+    assert retention.delete_pages(connection, **wanted) == retention.Deleted(0, 0)
+    assert await joined(log, failed) == [Gap(failed.run.run_id, 0, end, end)]
+    assert len(await joined(log, done)) == 4
+    running.finish()
+    assert len(await joined(log, running)) == 6
+
+
+def test_pages_of_one_thread_are_deleted_but_for_those_of_a_run_that_runs(
+    log: EventLog, connection: Connection[Any]
+) -> None:
+    done, other, running = ended(log), ended(log), Recording(log)
+    running.publish()
+    assert retention.delete_pages(connection, thread_id=done.thread_id) == retention.Deleted(1, 1)
+    assert retention.delete_pages(connection, thread_id=running.thread_id) == retention.Deleted(0, 0)
+    assert len(seqs(log, other.thread_id)) == 6
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        connection.execute("delete from events where segment > 0")
 
 
 # --- erasing ---
