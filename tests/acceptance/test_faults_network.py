@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import select
 import socket
+import subprocess
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -416,6 +418,39 @@ async def test_a_stalled_connection_holds_up_nobody_else_and_goes_on_whole(serve
 @pytest.mark.timeout(60)
 async def test_readers_that_never_read_hold_up_nobody_else(server: Server, ledger: Ledger) -> None:
     await never_read(server, ledger, 7, 5)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(60)
+async def test_a_reader_that_never_reads_is_cut_off_at_the_send_timeout(server: Server, ledger: Ledger) -> None:
+    path = await create(server.port, {"count": 1000, "size": 8192}, assistant="burst", modes=["custom"])
+    await Client(path).follow(server.port)
+    with await never_reading(server.port, path) as idle:
+        watch = select.poll()
+        watch.register(idle, 0)  # an error or a hang-up is told all the same
+        assert await asyncio.to_thread(watch.poll, (SEND_TIMEOUT + 4) * 1000), "it still holds its connection"
+    ledger.tally("a reader that never reads is cut off", 8).faults["never reads"] = 1
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(60)
+async def test_memory_does_not_grow_with_readers_that_never_read(server: Server, ledger: Ledger) -> None:
+    path = await create(server.port, {"count": 3000, "size": 8192}, assistant="burst", modes=["custom"])
+    for _ in range(3):
+        await Client(path).follow(server.port)
+    before = resident(server.pid)
+    idle = [await never_reading(server.port, path) for _ in range(10)]
+    await Client(path).follow(server.port)
+    grown = resident(server.pid) - before
+    for each in idle:
+        each.close()
+    assert grown < 10 * 3 * 1024, f"{grown} KiB for 10 readers"
+    ledger.tally("memory of readers that never read", 9).faults["never reads"] = 10
+
+
+def resident(pid: int) -> int:
+    """KiB."""
+    return int(subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, check=True).stdout)
 
 
 @pytest.mark.faults
