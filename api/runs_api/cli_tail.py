@@ -34,6 +34,8 @@ _HEARTBEAT = 15.0
 _SILENCE = 30.0
 _RECONNECT_SECONDS = 60.0
 _PAUSE = 0.5
+# What a model wrote must not command the terminal; JSON escapes only some of these.
+_TAME = dict.fromkeys((*range(32), *range(127, 160)), "?")
 
 # seq, event, data
 Event = tuple[int, str, bytes]
@@ -77,10 +79,9 @@ class Printer:
         text = data.decode(errors="replace")
         if not out.is_terminal:
             return f"{seq}\t{name}\t{text}"
-        start = f"{seq:>7}  {name:<12} "
+        start = f"{seq:>7}  {name:<12} ".translate(_TAME)
         room = max(out.width - len(start), 8)
-        # Quoted by its writer as JSON, so it holds no control character that a terminal would obey.
-        return start + (text if len(text) <= room else f"{text[: room - 1]}…")
+        return start + (text if len(text) <= room else f"{text[: room - 1]}…").translate(_TAME)
 
 
 def _in_words(gap: dict[str, Any]) -> str:

@@ -159,6 +159,7 @@ def test_on_a_terminal_a_line_is_cut_to_its_width(monkeypatch: pytest.MonkeyPatc
     assert len(line) == 60
     assert line.endswith("…")
     assert len(Printer(json=True).line(event)) > 500
+    assert "\x9b" not in Printer().line((8, "\x1b[2J", '"\x9b2J"'.encode()))
 
 
 def test_an_event_that_is_cut_short_is_none_and_comments_are_nothing() -> None:
