@@ -62,7 +62,9 @@ class PageItem:
 class Appended:
     """What became durable. `first_seq … last_seq` are the request's items in order, a frame or a fact each.
 
-    `repeated` says that this is the result of an earlier request with the same idempotency key.
+    `repeated` says that this is the result of an earlier request with the same idempotency key. Where a lost
+    acknowledgement had to be looked up and others have written since, `current` is False: revision, fence and frames
+    are then theirs.
     """
 
     thread_id: str
@@ -74,6 +76,7 @@ class Appended:
     position: int | None
     recorded_at: str
     repeated: bool = False
+    current: bool = True
 
 
 class Writer(Protocol):

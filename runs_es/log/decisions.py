@@ -98,9 +98,10 @@ class Decisions:
                     continue
                 if appended.repeated:
                     return Decided((), None, repeated=True)
-                for fact in decision.facts:
-                    fold.thread.apply(fact)
-                fold.revision = fold.thread.revision = appended.revision
+                if appended.current:
+                    for fact in decision.facts:
+                        fold.thread.apply(fact)
+                    fold.revision = fold.thread.revision = appended.revision
                 return Decided(decision.facts, appended)
         raise WriteConflict(f"thread {thread_id} is written to by too many at once; try again")
 

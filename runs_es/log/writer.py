@@ -19,9 +19,11 @@ import psycopg
 from psycopg import Connection
 from psycopg.errors import (
     CheckViolation,
+    DataError,
     DeadlockDetected,
     LockNotAvailable,
     OperationalError,
+    ProgramLimitExceeded,
     QueryCanceled,
     UniqueViolation,
 )
@@ -29,7 +31,8 @@ from psycopg.rows import TupleRow
 
 from runs_es.domain import StoreUnavailable, WriteConflict
 from runs_es.log import append, session
-from runs_es.log.append import Append, Appended, PageItem
+from runs_es.log.append import Append, Appended
+from runs_es.log.landed import landed_before, size
 
 logger = logging.getLogger(__name__)
 
@@ -39,19 +42,17 @@ MAX_BATCH_REQUESTS = 256
 MAX_BATCH_ITEMS = 2048
 MAX_BATCH_BYTES = 32 * 1024 * 1024
 # Errors of a whole batch that may be one request's doing: it is tried again request by request.
-_BATCH_ERRORS = (DeadlockDetected, LockNotAvailable, UniqueViolation, CheckViolation, QueryCanceled)
+_BATCH_ERRORS = (
+    DeadlockDetected,
+    LockNotAvailable,
+    UniqueViolation,
+    CheckViolation,
+    QueryCanceled,
+    ProgramLimitExceeded,
+    DataError,
+    UnicodeError,
+)
 _TRIES_ALONE = 5
-
-# Did it land? A fact's state holds its time to the microsecond, a page is asked for by the frames it begins at.
-_TRACE_KEY = "select seq, position, recorded_at, state <> %s from events_facts where thread_id = %s and idem_key = %s"
-_TRACE_FACT = (
-    "select seq, position, recorded_at, false from events_facts"
-    " where thread_id = %s and run_id is not distinct from %s and topic = %s and state = %s"
-)
-_TRACE_PAGE = (
-    "select seq, null::bigint, recorded_at, false from events"
-    " where thread_id = %s and segment >= 1 and run_id = %s and first_frame = %s and state = %s"
-)
 
 OnCommit = Callable[[Sequence[tuple[Append, Appended]]], None]
 
@@ -109,10 +110,7 @@ class LogWriter:
     # --- the writer's thread ---
 
     def _run(self) -> None:
-        while batch := self._next_batch():
-            # Here and not under the lock, which every publisher needs.
-            for request in batch:
-                append.encode(request)
+        while (batch := self._next_batch()) is not None:
             pages = [request for request in batch if request.is_page]
             others = [request for request in batch if not request.is_page]
             for part in (others, pages):
@@ -121,31 +119,39 @@ class LogWriter:
         if self._connection is not None:
             self._connection.close()
 
-    def _next_batch(self) -> list[Append]:
-        """The first request of every waiting thread; blocks until there is one. Empty only when closing."""
+    def _next_batch(self) -> list[Append] | None:
+        """The first request of every waiting thread; blocks until there is one. None when closing."""
         with self._condition:
             while not self._ready and not self._closing:
                 self._condition.wait()
+            if not self._ready:
+                return None
             batch: list[Append] = []
-            items = size = 0
+            items = octets = 0
             for _ in range(len(self._ready)):
                 thread_id = self._ready.popleft()
                 queue = self._queues[thread_id]
                 request = queue.popleft()
                 request.sealed = True
-                batch.append(request)
-                items += len(request.items)
-                size += request.size
+                # From here on it cannot be cancelled; one that was, is not sent, and all behind it are refused.
+                if request.future.set_running_or_notify_cancel():
+                    batch.append(request)
+                    items += len(request.items)
+                    octets += request.size
+                elif request.writer is not None:
+                    request.writer.refused = True
                 if queue:
                     self._ready.append(thread_id)
                 else:
                     del self._queues[thread_id]
-                if len(batch) >= MAX_BATCH_REQUESTS or items >= MAX_BATCH_ITEMS or size >= MAX_BATCH_BYTES:
+                if len(batch) >= MAX_BATCH_REQUESTS or items >= MAX_BATCH_ITEMS or octets >= MAX_BATCH_BYTES:
                     break
             return batch
 
     def _commit_or_refuse(self, batch: list[Append]) -> None:
         try:
+            for request in batch:  # here and not under the lock, which every publisher needs
+                append.encode(request)
             self._commit(batch)
         except Exception as error:
             logger.exception("appending failed")
@@ -155,18 +161,31 @@ class LogWriter:
         try:
             answer = self._execute(batch)
         except _BATCH_ERRORS as error:
-            logger.info("a batch of %d was refused whole (%s): trying one by one", len(batch), error.sqlstate)
+            logger.info("a batch of %d was refused whole (%s): trying one by one", len(batch), error)
             for request in batch:
-                self._commit_alone(request)
+                self._commit_alone_or_refuse(request)
         except OperationalError as error:
+            if not self._is_lost():
+                raise
             # Whether the batch landed is not known. Trying again is safe: what each request states makes a second
             # landing impossible, and a refusal is then looked into.
             logger.warning("the log's connection failed: %s", error)
             self._reconnect()
             for request in batch:
-                self._commit_alone(request, in_doubt=True)
+                self._commit_alone_or_refuse(request, in_doubt=True)
         else:
             self._settle(batch, answer, in_doubt=False)
+
+    def _commit_alone_or_refuse(self, request: Append, *, in_doubt: bool = False) -> None:
+        """One request's trouble stays its own."""
+        try:
+            self._commit_alone(request, in_doubt=in_doubt)
+        except Exception as error:
+            logger.exception("a request could not be appended")
+            self._refuse([request], StoreUnavailable(f"this cannot be appended: {error}"))
+
+    def _is_lost(self) -> bool:
+        return self._connection is None or self._connection.closed
 
     def _commit_alone(self, request: Append, *, in_doubt: bool = False) -> None:
         for attempt in range(_TRIES_ALONE):
@@ -179,6 +198,8 @@ class LogWriter:
                 if isinstance(error, CheckViolation):
                     self._read_segment()  # the one it went to was dropped
             except OperationalError as error:
+                if not self._is_lost():
+                    raise
                 logger.warning("the log's connection failed: %s", error)
                 self._reconnect()
                 in_doubt = True
@@ -209,50 +230,19 @@ class LogWriter:
             if request.future.done():
                 continue
             appended = answer.get(request.thread_id)
-            if appended is None and (in_doubt or request.idem_key):
-                appended = self._landed_before(request, in_doubt)
+            if appended is None:
+                assert self._connection is not None
+                appended = landed_before(self._connection, request, in_doubt=in_doubt)
             if appended is None:
                 self._refuse([request], WriteConflict(f"thread {request.thread_id} changed meanwhile"))
             else:
                 won.append((request, appended))
-        if won:
-            self._on_commit(won)
-            for request, appended in won:
-                request.future.set_result(appended)
-
-    def _landed_before(self, request: Append, in_doubt: bool) -> Appended | None:
-        """The first result of a request that was refused because it is in the log already."""
-        assert self._connection is not None
-        offset, row = self._trace(self._connection, request, in_doubt)
-        if row is None:
-            return None
-        head = self._connection.execute(
-            "select revision, fence, frames from heads where thread_id = %s", (request.thread_id,)
-        ).fetchone()
-        assert head is not None
-        revision, fence, frames = head
-        first_seq = row[0] - offset
-        last_seq, at = first_seq + _size(request) - 1, row[2].isoformat()
-        return Appended(request.thread_id, first_seq, last_seq, revision, fence, frames, row[1], at, row[3])
-
-    def _trace(self, connection: Connection[TupleRow], request: Append, in_doubt: bool) -> tuple[int, TupleRow | None]:
-        """A row (seq, position, recorded_at, repeated) that the request left, and how far into the request it is."""
-        offset = 0
-        for item in request.items:
-            if isinstance(item, PageItem):
-                if in_doubt:
-                    values = (request.thread_id, item.run_id, request.frames, item.state)
-                    found = connection.execute(_TRACE_PAGE, values).fetchone()
-                    return offset + len(item.bodies) - 1, found
-                offset += len(item.bodies)
-            elif item.idem_key:
-                return offset, connection.execute(_TRACE_KEY, (item.state, request.thread_id, item.idem_key)).fetchone()
-            elif in_doubt:
-                fact_values = (request.thread_id, item.run_id, item.topic, item.state)
-                return offset, connection.execute(_TRACE_FACT, fact_values).fetchone()
-            else:
-                offset += 1
-        return offset, None
+        # An earlier request's result is not this one's rows: subscribers have those from back then.
+        fresh = [each for each in won if not each[1].repeated]
+        if fresh:
+            self._on_commit(fresh)
+        for request, appended in won:
+            request.future.set_result(appended)
 
     def _connect(self) -> Connection[TupleRow]:
         connection = session.connect_writer(self._url, self._schema)
@@ -292,6 +282,8 @@ class LogWriter:
     def _refuse(self, requests: Sequence[Append], error: Exception) -> None:
         """Fail requests, and with each all that its writer has queued behind it."""
         for request in requests:
+            if request.future.done():
+                continue  # decided already, alone
             behind = self._take_behind(request)
             for each in (request, *behind):
                 if not each.future.done():
@@ -327,15 +319,10 @@ class LogWriter:
 
 
 def _answer(batch: Sequence[Append], rows: Sequence[Any]) -> dict[str, Appended]:
-    sizes = {request.thread_id: _size(request) for request in batch}
+    sizes = {request.thread_id: size(request) for request in batch}
     return {
         thread_id: Appended(
             thread_id, head - sizes[thread_id] + 1, head, revision, fence, frames, position, at.isoformat()
         )
         for thread_id, head, revision, fence, frames, position, at in rows
     }
-
-
-def _size(request: Append) -> int:
-    """How many events a request is: a fact counts one, a page its frames."""
-    return sum(len(item.bodies) if isinstance(item, PageItem) else 1 for item in request.items)
