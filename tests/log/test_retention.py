@@ -468,6 +468,21 @@ def test_an_erasure_that_was_killed_before_the_deletion_is_finished_by_the_next_
     assert retention.erase_thread(log, gone.thread_id, provenance=WHO).rows == 0
 
 
+def test_an_id_that_is_created_again_during_its_erasure_keeps_what_is_new(
+    log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = ended(log)
+    connect = retention.session.connect
+
+    def created_meanwhile(*arguments: Any) -> Any:
+        Decisions(log).make(gone.thread_id, lambda thread, _: Decision([thread.create()]))
+        return connect(*arguments)
+
+    monkeypatch.setattr(retention.session, "connect", created_meanwhile)
+    erased = retention.erase_thread(log, gone.thread_id, provenance=WHO)
+    assert seqs(log, gone.thread_id) == [(erased.seq, erased.seq), (erased.seq + 1, erased.seq + 1)]
+
+
 def test_a_thread_that_never_was_cannot_be_erased(log: EventLog) -> None:
     with pytest.raises(ThreadNotFound):
         retention.erase_thread(log, "nobody", provenance=WHO)
