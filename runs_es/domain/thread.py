@@ -81,7 +81,8 @@ class Thread:
     def delete_run(self, run_id: str) -> list[Fact]:
         """Take a run out of every read model, ending it first where it has not. Its worker's next write is refused."""
         active = self.active.get(RunId(run_id))
-        gone = RunDeleted(thread_id=self.thread_id, run_id=run_id, occurred_at=now())
+        # Attempt 0: what raises the fence, where anything does, is the end of the run before it.
+        gone = RunDeleted(thread_id=self.thread_id, run_id=run_id, occurred_at=now(), attempt=0)
         return [*(_ended_now(active) if active else []), gone]
 
     def cancel(self, run_id: str, action: CancelAction = CancelAction.INTERRUPT) -> list[Fact]:
@@ -119,9 +120,14 @@ class Thread:
         return run.copy()
 
     def closed(self, run: Run) -> list[Fact]:
-        """The run's pending facts, and after a terminal one what follows: a temporary thread goes with its run."""
+        """The run's pending facts, and after a terminal one what follows: a temporary thread goes with its run.
+
+        Whatever else was enqueued on such a thread ends with it.
+        """
         facts = run.pull_events()
         if run.is_terminal and run.scope is RunScope.TEMPORARY_THREAD and self.exists:
+            others = [each for each in self.active.values() if each.run_id != run.run_id]
+            facts += [fact for each in others for fact in _ended_now(each)]
             facts.append(self._deleted())
         return facts
 

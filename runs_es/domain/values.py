@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -13,6 +14,7 @@ AssistantId = NewType("AssistantId", str)
 UserId = NewType("UserId", str)
 
 MAX_ID_LENGTH = 255
+_RFC3339 = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})")
 
 
 def checked_id(field: str, value: object) -> str:
@@ -147,7 +149,8 @@ def checked_time(field: str, value: str | datetime) -> str:
             raise ValueError(f"{field} must be an ISO 8601 time, got {value!r}") from None
     if moment.tzinfo is None:
         raise ValueError(f"{field} must carry an offset, got {value!r}")
-    return value if isinstance(value, str) else moment.isoformat(timespec="microseconds")
+    # Python reads more spellings than others do; what is stored is the common one.
+    return value if isinstance(value, str) and _RFC3339.fullmatch(value) else moment.isoformat(timespec="microseconds")
 
 
 def copied(value: Any) -> Any:

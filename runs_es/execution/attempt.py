@@ -49,6 +49,7 @@ class Attempt:
         self._buffer_bytes = buffer_bytes
         self._loop = asyncio.get_running_loop()
         self._drained = asyncio.Event()
+        self._recording = asyncio.Lock()
         self._messages: dict[str, tuple[int, str]] | None = None  # by id: how many versions, hash of the newest
         self.disturbed = asyncio.Event()  # somebody raised the fence: fold again
         self.writer = RunWriter(
@@ -85,13 +86,15 @@ class Attempt:
                 f"a frame of {len(body)} bytes is over the limit of {self._log.max_event_bytes}"
                 " (RUNS_ES_MAX_FRAME_BYTES)"
             )
-        while self.writer.uncommitted > self._buffer_bytes:
-            self._drained.clear()
-            await self._drained.wait()
+        await self._room()
         self.writer.publish(body)
 
     async def record_message(self, message: Mapping[str, Any]) -> None:
         """Record a message unless the thread's newest of that id is the same. Raises ValueError when it has no id."""
+        async with self._recording:  # two at once must not both find that the message is new
+            await self._record_message(message)
+
+    async def _record_message(self, message: Mapping[str, Any]) -> None:
         message_id = str(message.get("id") or "")
         content = orjson.dumps(message, option=_OPTIONS | orjson.OPT_SORT_KEYS)
         digest = hashlib.blake2b(content, digest_size=12).hexdigest()
@@ -109,6 +112,7 @@ class Attempt:
             event_type=str(message.get("type") or "message")[:32],
             content=orjson.loads(orjson.dumps(message, option=_OPTIONS)),
         )
+        await self._room()
         # The key counts versions, so that a message edited back to what it was is a new fact, and a retry is not.
         key = f"message:{message_id}:{versions + 1}:{digest}"
         self.record(self._log.item(fact, self._provenance, key))
@@ -127,13 +131,20 @@ class Attempt:
             content=content,
             metadata=dict(metadata or {}),
         )
+        await self._room()
         # A key of its own, so that a retry after a lost acknowledgement cannot land it twice.
         key = f"event:{self._claim_id}:{fact.occurred_at}:{id(fact)}"
         self.record(self._log.item(fact, self._provenance, key))
 
-    def record(self, *facts: FactItem) -> Future[Appended]:
+    def record(self, *facts: FactItem, last: bool = False) -> Future[Appended]:
         """Queue facts behind everything published. The future fails with WriteConflict when refused."""
-        return self.writer.record(*facts)
+        return self.writer.record(*facts, last=last)
+
+    async def _room(self) -> None:
+        """Wait while too much of this attempt is not yet durable."""
+        while self.writer.uncommitted > self._buffer_bytes:
+            self._drained.clear()
+            await self._drained.wait()
 
     async def flush(self) -> None:
         """Wait until everything so far is durable. Raises LeaseLost when the log refused it."""
@@ -164,10 +175,16 @@ class Attempt:
             self.disturbed.set()
 
 
-def _newest(keys: list[str]) -> dict[str, tuple[int, str]]:
-    """By message id, the version number and content hash of its newest key (`message:id:version:hash`)."""
+def _newest(keys: list[tuple[str, bool]]) -> dict[str, tuple[int, str]]:
+    """By message id, how many versions there were and the content hash of the newest that still counts.
+
+    Keys read `message:id:version:hash`. Versions of deleted runs, and from before the thread was deleted, are counted,
+    so that no key is used again, but do not say that the message is recorded.
+    """
     messages: dict[str, tuple[int, str]] = {}
-    for key in keys:
+    for key, counts in keys:
         name, version, digest = key.rsplit(":", 2)
-        messages[name.partition(":")[2]] = (int(version), digest)
+        message_id = name.partition(":")[2]
+        before = messages.get(message_id, (0, ""))[1]
+        messages[message_id] = (int(version), digest if counts else before)
     return messages

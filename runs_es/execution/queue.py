@@ -139,13 +139,13 @@ class QueueWorker:
         freed: list[str] = []
         manager = self._app.job_manager
         for job in await manager.get_stalled_jobs(seconds_since_heartbeat=self._lease):
-            try:
-                await manager.retry_job(job)
-            except exceptions.ConnectorException:
-                # A newer job of the thread waits behind this one's lock: let go of it, the newer one does the work.
-                assert job.id is not None
+            assert job.id is not None
+            # A new job rather than this one again: should its worker wake up and finish it, it finishes nobody's work.
+            with suppress(exceptions.ConnectorException):  # another sweep was faster
                 await manager.finish_job_by_id_async(job.id, status=Status.FAILED, delete_job=True)
-            freed.append(str(job.task_kwargs.get("thread_id")))
+                thread_id = str(job.task_kwargs.get("thread_id"))
+                await self._wake(thread_id)
+                freed.append(thread_id)
         return freed
 
     async def threads_with_jobs(self) -> set[str]:

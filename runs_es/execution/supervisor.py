@@ -23,6 +23,8 @@ from runs_es.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+MAX_RESTARTS = 20
+
 OpenExecutor = Callable[[], AbstractAsyncContextManager[RunExecutor]]
 
 
@@ -47,6 +49,7 @@ class WorkerSupervisor:
         self._active_threads = active_threads
         self._reap = reap
         self._ready = threading.Event()
+        self._stopped = threading.Event()
         self._failure: BaseException | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
@@ -63,6 +66,7 @@ class WorkerSupervisor:
 
     def stop(self) -> None:
         """Begin no further run; give those in execution `drain_seconds`, then put them back for another worker."""
+        self._stopped.set()
         if self._loop is not None and self._stopping is not None and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stopping.set)
         self._thread.join(self._settings.drain_seconds + self._settings.cancel_grace_seconds + 10)
@@ -72,14 +76,20 @@ class WorkerSupervisor:
         return self._thread.is_alive()
 
     def _main(self) -> None:
-        try:
-            asyncio.run(self._run())
-        except BaseException as error:
-            self._failure = error
-            if self._ready.is_set():
-                logger.exception("the worker stopped")
-        finally:
-            self._ready.set()
+        restarts = 0
+        while True:
+            try:
+                asyncio.run(self._run())
+                return
+            except BaseException as error:
+                # Not even an agent's task that ends the process ends the worker: its runs are taken over by the next.
+                if not self._ready.is_set() or self._stopped.is_set() or restarts >= MAX_RESTARTS:
+                    self._failure = error
+                    logger.exception("the worker stopped")
+                    self._ready.set()
+                    return
+                restarts += 1
+                logger.exception("the worker stopped; starting it again (%d of %d)", restarts, MAX_RESTARTS)
 
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()

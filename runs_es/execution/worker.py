@@ -21,8 +21,11 @@ import orjson
 from runs_es.domain import (
     Fact,
     LeaseLost,
+    LimitExceeded,
     Provenance,
     Run,
+    RunFailed,
+    RunScope,
     RunStarted,
     StoreUnavailable,
     Thread,
@@ -39,7 +42,13 @@ from runs_es.log.reader import Head
 
 logger = logging.getLogger(__name__)
 
+MAX_ERROR_TEXT = 16_384  # characters of a failure's text that are kept
+
 Guard = Callable[[str], AbstractContextManager[None]]
+
+
+class AgentExited(Exception):
+    """An agent called for the end of the process; only its run ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +84,7 @@ class _Claim:
         self.run = due.copy()
         for fact in facts:
             self.run.apply(fact)
-        return Decision(facts, _first_page(self.run, facts))
+        return _with_page(self.run, facts)
 
 
 class Worker:
@@ -116,9 +125,9 @@ class Worker:
         """Execute what is due in the thread, one run after the other, until nothing is."""
         while not self._draining:
             attempt = await self._claim(thread_id)
-            if attempt is None:
+            # Whoever took a run from us works on the thread now: to claim again would only take it back.
+            if attempt is None or not await self._execute(attempt):
                 return
-            await self._execute(attempt)
 
     def drain(self) -> None:
         """Begin no further run."""
@@ -139,6 +148,8 @@ class Worker:
             )
             if decided.appended is None or claim.run is None:
                 return None
+            if not decided.appended.current:
+                return None  # its acknowledgement was lost, and by now the fence may be another's
             if any(isinstance(fact, RunStarted) for fact in decided.facts):
                 return self._begin(claim.run, claim.claim_id, decided.appended)
 
@@ -157,16 +168,18 @@ class Worker:
 
     # --- executing ---
 
-    async def _execute(self, attempt: Attempt) -> None:
+    async def _execute(self, attempt: Attempt) -> bool:
+        """Have the attempt executed and write its end. False when the run was lost to somebody else."""
         task = asyncio.create_task(self._outcome(attempt), name=f"run {attempt.run.run_id}")
         try:
             while not task.done():
                 await self._undisturbed(attempt, task)
                 if not task.done() and not await self._still_ours(attempt, task):
-                    return
+                    return True
             await self._finish(attempt, task)
         except LeaseLost as error:
             logger.info("%s", error)
+            return False
         except asyncio.CancelledError:
             await self._hand_over(attempt, task)
             raise
@@ -175,11 +188,19 @@ class Worker:
                 if self._attempts.get(attempt.run.thread_id) is attempt:
                     del self._attempts[attempt.run.thread_id]
             await self._stop(task)
+        return True
 
-    async def _outcome(self, attempt: Attempt) -> RunOutcome | None:
-        return await self._executor.execute(attempt)
+    async def _outcome(self, attempt: Attempt) -> RunOutcome:
+        try:
+            outcome = await self._executor.execute(attempt)
+        except (SystemExit, KeyboardInterrupt) as error:
+            # Through a task they would end the whole worker.
+            raise AgentExited(f"the agent ended its process: {error!r}") from error
+        if outcome is not None and not isinstance(outcome, RunOutcome):
+            raise TypeError(f"the executor must return a RunOutcome or None, not {type(outcome).__name__}")
+        return outcome or RunOutcome()
 
-    async def _undisturbed(self, attempt: Attempt, task: asyncio.Task[RunOutcome | None]) -> None:
+    async def _undisturbed(self, attempt: Attempt, task: asyncio.Task[RunOutcome]) -> None:
         """Return when the executor ended, or when the run may have become somebody else's."""
         disturbed = asyncio.create_task(attempt.disturbed.wait())
         try:
@@ -187,20 +208,23 @@ class Worker:
         finally:
             disturbed.cancel()
 
-    async def _still_ours(self, attempt: Attempt, task: asyncio.Task[RunOutcome | None]) -> bool:
-        """Fold again. A cancelled run is stopped and ended here; one that is not ours any more is let go."""
+    async def _still_ours(self, attempt: Attempt, task: asyncio.Task[RunOutcome]) -> bool:
+        """Fold again. False: the run was cancelled, and is stopped and ended. Raises LeaseLost when it is another's."""
         attempt.disturbed.clear()
         thread_id = attempt.run.thread_id
         fences = await asyncio.to_thread(self._log.reader.fences, [thread_id])
         if fences.get(thread_id) == attempt.fence and not attempt.writer.refused:
             return True
-        thread, _ = await asyncio.to_thread(self._decisions.look, thread_id)
+        thread, head = await asyncio.to_thread(self._decisions.look, thread_id)
         run = thread.claimed(attempt.run.run_id, attempt.claim_id)
+        if run.cancel_requested is None and not attempt.writer.refused:
+            attempt.writer.fence = head.fence  # raised by something that does not concern this run
+            return True
         await self._stop(task)
         await self._end(attempt, self._cancelled if run.cancel_requested else self._refused)
         return False
 
-    async def _stop(self, task: asyncio.Task[RunOutcome | None]) -> None:
+    async def _stop(self, task: asyncio.Task[RunOutcome]) -> None:
         """Cancel the executor and give it its grace; what it does after that, the log refuses."""
         if not task.done():
             task.cancel()
@@ -208,35 +232,43 @@ class Worker:
             if not task.done():
                 logger.warning("%s ignores cancellation; it can write nothing more", task.get_name())
 
-    async def _finish(self, attempt: Attempt, task: asyncio.Task[RunOutcome | None]) -> None:
+    async def _finish(self, attempt: Attempt, task: asyncio.Task[RunOutcome]) -> None:
         """Write the terminal fact, behind all frames. If that is refused, find out why."""
-        run = attempt.run.copy()
-        page: bytes | None = None
-        if task.cancelled():
-            error: BaseException | None = asyncio.CancelledError("the executor cancelled itself")
-        else:
-            error = task.exception()
-        if error is None:
-            outcome = task.result() or RunOutcome()
-            run.mark_completed(interrupts=outcome.interrupts, checkpoint_id=outcome.checkpoint_id)
-        elif not isinstance(error, LeaseLost):
-            page = _fail(run, error)
+        error = asyncio.CancelledError("the executor cancelled itself") if task.cancelled() else task.exception()
         try:
             if isinstance(error, LeaseLost):
-                raise WriteConflict(str(error))
-            await self._write_end(attempt, run, page)
+                raise error
+            try:
+                await self._write_end(attempt, error, None if error is not None else task.result())
+            except (LimitExceeded, TypeError, ValueError) as unwritable:
+                # What it ended with cannot be stored; that is how it ended, then.
+                await self._write_end(attempt, unwritable, None)
         except (WriteConflict, LeaseLost):
             thread, _ = await asyncio.to_thread(self._decisions.look, attempt.run.thread_id)
             current = thread.claimed(attempt.run.run_id, attempt.claim_id)
             await self._end(attempt, self._cancelled if current.cancel_requested else self._refused)
 
-    async def _write_end(self, attempt: Attempt, run: Run, page: bytes | None) -> None:
-        if page is not None:
-            attempt.writer.publish(page)
-        thread = Thread(run.thread_id)
-        thread.exists = True
-        items = [self._log.item(fact, self._provenance) for fact in thread.closed(run)]
-        await asyncio.wrap_future(attempt.record(*items))
+    async def _write_end(self, attempt: Attempt, error: BaseException | None, outcome: RunOutcome | None) -> None:
+        """How the attempt ended, as frame and fact; nothing is written before all of it is known to be writable."""
+
+        def mark(run: Run) -> None:
+            if error is not None:
+                _mark_failed(run, error)
+            else:
+                assert outcome is not None
+                run.mark_completed(interrupts=outcome.interrupts, checkpoint_id=outcome.checkpoint_id)
+
+        run = attempt.run.copy()
+        mark(run)
+        items = [self._log.item(fact, self._provenance) for fact in run.pull_events()]
+        if run.scope is RunScope.TEMPORARY_THREAD:
+            await attempt.flush()  # its end takes the thread along, and that is a decision on all of the thread
+            await self._end(attempt, mark)
+            return
+        if error is not None:
+            attempt.writer.publish(_error_frame(run))
+        # Shielded: a shutdown may stop our waiting, never the end's being written.
+        await asyncio.shield(asyncio.wrap_future(attempt.record(*items, last=True)))
 
     async def _end(self, attempt: Attempt, how: Callable[[Run], None]) -> None:
         """End the run by a decision on the thread as it is now, if the claim still stands."""
@@ -244,7 +276,7 @@ class Worker:
         def decide(thread: Thread, _: Head) -> Decision:
             run = thread.claimed(attempt.run.run_id, attempt.claim_id)
             how(run)
-            return Decision(thread.closed(run))
+            return _with_page(run, thread.closed(run))
 
         await asyncio.to_thread(self._decisions.make, attempt.run.thread_id, decide, provenance=self._provenance)
 
@@ -257,7 +289,7 @@ class Worker:
     def _refused(run: Run) -> None:
         run.mark_failed("the log refused this attempt's writes", error_type="WriteConflict")
 
-    async def _hand_over(self, attempt: Attempt, task: asyncio.Task[RunOutcome | None]) -> None:
+    async def _hand_over(self, attempt: Attempt, task: asyncio.Task[RunOutcome]) -> None:
         """The worker is shutting down in the middle of a run: put it back for another."""
         await self._stop(task)
         try:
@@ -298,18 +330,25 @@ def _raises_fence(request: Append) -> bool:
     return any(isinstance(item, FactItem) and item.raises_fence for item in request.items)
 
 
-def _first_page(run: Run, facts: Sequence[Fact]) -> tuple[str, list[bytes]] | None:
-    """The `metadata` frame that opens an attempt's stream; in the same append as the claim."""
-    if not any(isinstance(fact, RunStarted) for fact in facts):
-        return None
-    return run.run_id, [frame("metadata", orjson.dumps({"run_id": run.run_id, "attempt": run.attempt}))]
+def _with_page(run: Run, facts: Sequence[Fact]) -> Decision:
+    """The facts with the frame that belongs to them: `metadata` opens an attempt, `error` stands before a failure."""
+    if any(isinstance(fact, RunStarted) for fact in facts):
+        opening = orjson.dumps({"run_id": run.run_id, "attempt": run.attempt})
+        return Decision(facts, (run.run_id, [frame("metadata", opening)]))
+    if any(isinstance(fact, RunFailed) for fact in facts):
+        return Decision(facts, (run.run_id, [_error_frame(run)]), page_first=True)
+    return Decision(facts)
 
 
-def _fail(run: Run, error: BaseException) -> bytes:
-    """Mark the run failed; returns the `error` frame that says so."""
-    kind, message = type(error).__name__, str(error)
+def _mark_failed(run: Run, error: BaseException) -> None:
+    kind = type(error).__name__
+    # What an exception says is not ours to trust: it may be endless, or hold what no JSON can.
+    text = str(error)[:MAX_ERROR_TEXT].encode("utf-8", "replace").decode().replace("\x00", "\ufffd")
     if isinstance(error, TimeoutError):
-        run.mark_timed_out(message or "run timed out", error_type=kind)
+        run.mark_timed_out(text or "run timed out", error_type=kind)
     else:
-        run.mark_failed(message, error_type=kind)
-    return frame("error", orjson.dumps({"error": kind, "message": message}))
+        run.mark_failed(text, error_type=kind)
+
+
+def _error_frame(run: Run) -> bytes:
+    return frame("error", orjson.dumps({"error": run.error_type, "message": run.error}))

@@ -25,10 +25,11 @@ _NO_HEAD = Head(0, 0, 0, 0)
 
 @dataclass(slots=True)
 class Decision:
-    """What to append: facts, and behind them a page (run id, bodies) of a run's first frames."""
+    """What to append: facts, and a page (run id, bodies): a run's first frames behind them, its last before them."""
 
     facts: Sequence[Fact]
     page: tuple[str, list[bytes]] | None = None
+    page_first: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,7 @@ class Decisions:
                             expected=fold.revision,
                             frames=head.frames if decision.page else None,
                             page=decision.page,
+                            page_first=decision.page_first,
                             provenance=provenance,
                             idempotency_key=idempotency_key,
                         ).result()

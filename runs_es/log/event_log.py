@@ -14,6 +14,9 @@ from runs_es.log.writer import LogWriter
 
 logger = logging.getLogger(__name__)
 
+MAX_PROVENANCE = 2000  # characters of actor, reason, correlation and causation id
+MAX_KEY = 512  # characters of an idempotency key, which is indexed
+
 OnCommit = Callable[[Sequence[tuple[Append, Appended]]], None]
 OnHints = Callable[[Mapping[str, int]], None]
 
@@ -70,10 +73,11 @@ class EventLog:
         frames: int | None = None,
         fence: int | None = None,
         page: tuple[str, list[bytes]] | None = None,
+        page_first: bool = False,
         provenance: Provenance = ANONYMOUS,
         idempotency_key: str | None = None,
     ) -> Future[Appended]:
-        """Append a command's facts, and behind them a `page` (run id, bodies), if the thread's revision is `expected`.
+        """Append a command's facts, and behind or before them a `page` (run id, bodies), if the revision is `expected`.
 
         The future fails with WriteConflict where it is not. With an `idempotency_key` seen before in the thread the
         first result comes back. Raises LimitExceeded for a fact that is too large.
@@ -82,11 +86,14 @@ class EventLog:
             self.item(fact, provenance, idempotency_key if index == 0 else None) for index, fact in enumerate(facts)
         ]
         if page is not None:
-            items.append(PageItem(*page))
+            items.insert(0 if page_first else len(items), PageItem(*page))
         return self.writer.submit(Append(thread_id, items, expected=expected, fence=fence, frames=frames))
 
     def item(self, fact: Fact, provenance: Provenance = ANONYMOUS, idem_key: str | None = None) -> FactItem:
-        """A fact ready to append. Raises LimitExceeded when it is too large."""
+        """A fact ready to append. Raises LimitExceeded when it is too large, ValueError for text nobody can store."""
+        for name in ("actor", "reason", "correlation_id", "causation_id"):
+            _check_text(name, getattr(provenance, name), MAX_PROVENANCE)
+        _check_text("idempotency_key", idem_key, MAX_KEY)
         item = FactItem.of(fact, provenance, idem_key)
         if len(item.state) > self.max_event_bytes:
             raise LimitExceeded(
@@ -107,6 +114,16 @@ class EventLog:
     def _poll(self) -> None:
         for listener in self._on_poll:
             _guarded(listener)
+
+
+def _check_text(name: str, text: str | None, most: int) -> None:
+    """One text that PostgreSQL will not take would refuse its whole batch."""
+    if text is None:
+        return
+    if len(text) > most:
+        raise ValueError(f"{name} must have at most {most} characters, got {len(text)}")
+    if "\x00" in text or (not text.isascii() and any("\ud800" <= each <= "\udfff" for each in text)):
+        raise ValueError(f"{name} must not contain NUL or lone surrogates")
 
 
 def _guarded(listener: Callable[..., None], *arguments: object) -> None:

@@ -244,15 +244,20 @@ class LogReader:
                 ).fetchone()
         return (row[0] if row else None) or 0
 
-    def message_keys(self, thread_id: str) -> list[str]:
-        """The idempotency keys of the thread's messages, in order: which ids with which content are recorded."""
+    def message_keys(self, thread_id: str) -> list[tuple[str, bool]]:
+        """The idempotency keys of the thread's messages, in order, and whether each still counts: not of a deleted
+        run, nor from before the thread was deleted.
+        """
         with self.connection() as connection:
-            rows = connection.execute(
-                "select idem_key from events_facts where thread_id = %s and topic = 'message.recorded'"
-                " and idem_key is not null order by seq",
-                (thread_id,),
+            return connection.execute(
+                "with gone as (select topic, run_id, seq from events_facts where thread_id = %(t)s"
+                "   and topic in ('thread.deleted', 'thread.erased', 'run.deleted'))"
+                " select m.idem_key, not exists (select from gone g where (g.topic = 'run.deleted' and"
+                "   g.run_id = m.run_id) or (g.topic <> 'run.deleted' and g.seq > m.seq))"
+                " from events_facts m where m.thread_id = %(t)s and m.topic = 'message.recorded'"
+                " and m.idem_key is not null order by m.seq",
+                {"t": thread_id},
             ).fetchall()
-        return [key for (key,) in rows]
 
     def by_idem_key(self, thread_id: str, key: str) -> Recorded | None:
         """The fact that was stored under this idempotency key."""

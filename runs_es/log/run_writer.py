@@ -38,7 +38,8 @@ class RunWriter:
         self.run_id = run_id
         self.fence = fence
         self.refused = False
-        self.uncommitted = 0  # bytes of frames queued and not yet durable
+        self.uncommitted = 0  # bytes queued and not yet durable
+        self._ended = False
         self._log = log
         self._frames = frames
         self._open: Append | None = None
@@ -63,11 +64,19 @@ class RunWriter:
                 self.uncommitted += size
             self._enqueue(request)
 
-    def record(self, *facts: FactItem) -> Future[Appended]:
-        """Queue facts behind all that was published before; the future is that of the request they are in."""
+    def record(self, *facts: FactItem, last: bool = False) -> Future[Appended]:
+        """Queue facts behind all that was published before; the future is that of the request they are in.
+
+        With `last` nothing may follow them: whoever still publishes is refused.
+        """
+        size = sum(len(item.state) for item in facts)
         with self._log.lock:
             request = self._request()
             request.items.extend(facts)
+            self._open_bytes += size
+            with self._count:
+                self.uncommitted += size
+            self._ended = self._ended or last
             self._enqueue(request)
             return request.future
 
@@ -80,6 +89,8 @@ class RunWriter:
         """The open request, or a new one when it was sent or is full. The caller holds the lock."""
         if self.refused:
             raise LeaseLost(f"run {self.run_id} is no longer this worker's to write")
+        if self._ended:
+            raise LeaseLost(f"run {self.run_id} has ended")
         if self._open is None or self._open.sealed or self._open_bytes >= MAX_PAGE_BYTES:
             self._open = Append(self.thread_id, [], fence=self.fence, frames=self._frames, writer=self)
             self._open_bytes = 0
@@ -93,8 +104,7 @@ class RunWriter:
         self._log.submit_locked(request)
 
     def _settled(self, request: Append) -> None:
-        size = sum(item.size for item in request.items if isinstance(item, PageItem))
         with self._count:
-            self.uncommitted -= size
+            self.uncommitted -= request.size
         if self._on_settled is not None:
             self._on_settled(request.future.exception() is not None)

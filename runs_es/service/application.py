@@ -17,6 +17,7 @@ import uuid_utils
 
 from runs_es.domain import (
     CancelAction,
+    ConflictError,
     Fact,
     LimitExceeded,
     Provenance,
@@ -25,6 +26,7 @@ from runs_es.domain import (
     RunNotFound,
     RunScope,
     RunStatus,
+    StoreUnavailable,
     Thread,
     ThreadUpdated,
     UnsupportedStrategyError,
@@ -139,10 +141,12 @@ class RunsApplicationService:
                 return step.seq
             if isinstance(step, Gap):
                 break
-        run = await self._call(self._reader.bounds, thread_id, run_id)
-        if run is None or run.ended is None:
+        bounds = await self._call(self._reader.bounds, thread_id, run_id)
+        if bounds is None:
             raise RunNotFound(run_id)
-        return run.ended
+        if bounds.ended is None:
+            raise StoreUnavailable("this server is shutting down; ask again")
+        return bounds.ended
 
     async def result(self, thread_id: str, run_id: str) -> Any:
         """What the run came to, once it has ended: its last `values` frame, else `{}`; for a failure
@@ -188,6 +192,8 @@ class RunsApplicationService:
         run_id = command.run_id or new_id()
 
         def decide(thread: Thread, _: Head) -> Decision:
+            if command.run_id is not None and self._reader.run_facts(command.run_id):
+                raise ConflictError(f"Run with ID {command.run_id} already exists")
             return Decision(self._birth(thread, run_id, command))
 
         decided = self._decisions.make(
