@@ -22,7 +22,7 @@ class Fault(Enum):
     RESET = "reset"
     HALF_DOWN = "half-close to the client"  # no more bytes come, though the connection lives
     HALF_UP = "half-close to the server"  # the client seems to have nothing more to say
-    STALL = "stall"  # nothing passes until `release`
+    STALL = "stall"  # nothing passes until `released` is set
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,8 @@ class NetworkProxy:
     def __init__(self, target: int) -> None:
         self._target = target
         self._plans: deque[Plan] = deque()
-        self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
-        self._released = asyncio.Event()
+        self.released = asyncio.Event()
         self.stalled = asyncio.Event()
         self.faults: Counter[str] = Counter()
         self.port = 0
@@ -57,17 +56,12 @@ class NetworkProxy:
         """What is to happen to the next connections, in order."""
         self._plans.extend(plans)
 
-    def release(self) -> None:
-        """Let go on what is stalled, and stall nothing any more."""
-        self._released.set()
-
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        assert self._server is not None
         self._server.close()
         for connection in self._connections:
             connection.cancel()
@@ -84,9 +78,8 @@ class NetworkProxy:
         asking = asyncio.create_task(_copy(reader, up))
         down.transport.set_write_buffer_limits(0)  # `drain` means that the kernel has it
         try:
-            await self._answer(upper, up, down, plan)
-        except OSError:
-            pass  # one of the two has gone, and so does the other
+            with suppress(OSError):  # one of the two has gone, and so does the other
+                await self._answer(upper, up, down, plan)
         finally:
             asking.cancel()
             await asyncio.gather(asking, return_exceptions=True)
@@ -125,7 +118,7 @@ class NetworkProxy:
                 up.write_eof()
             case Fault.STALL:
                 self.stalled.set()
-                await self._released.wait()
+                await self.released.wait()
 
 
 async def _pass(writer: asyncio.StreamWriter, data: bytes) -> None:
