@@ -28,6 +28,7 @@ create table runs (
   attempt            int not null,
   interrupts         json not null,
   checkpoint_id      text,
+  due_at             text,
   created_seq        bigint not null,
   last_seq           bigint not null,
   position           bigint not null,

@@ -102,10 +102,11 @@ class ProjectedRuns:
         )
 
     def active_threads(self) -> list[str]:
-        """Threads with a run that is pending or running, as far as the read model knows; for sweeps."""
+        """Threads with a run that is running, or pending and due, as far as the read model knows; for sweeps."""
         with self._reader.connection() as connection:
             rows = connection.execute(
-                "select distinct thread_id from runs where status in ('pending', 'running') order by thread_id"
+                "select distinct thread_id from runs where status in ('pending', 'running')"
+                " and (due_at is null or due_at::timestamptz <= now()) order by thread_id"
             ).fetchall()
         return [thread_id for (thread_id,) in rows]
 

@@ -53,6 +53,7 @@ class RunRow:
     attempt: int
     interrupts: str
     checkpoint_id: str | None
+    due_at: str | None
     created_seq: int
     last_seq: int
     position: int
@@ -144,6 +145,7 @@ def _created(fact: RunCreated, recorded: Recorded) -> RunRow:
         attempt=0,
         interrupts="{}",
         checkpoint_id=None,
+        due_at=fact.due_at,
         created_seq=recorded.seq,
         last_seq=recorded.seq,
         position=recorded.position,
@@ -175,6 +177,7 @@ RUNS = Projection(
             Column("attempt", INT),
             Column("interrupts", JSON),
             Column("checkpoint_id", TEXT),
+            Column("due_at", TEXT),
             Column("created_seq", BIGINT),
             Column("last_seq", BIGINT),
             Column("position", BIGINT),

@@ -119,7 +119,7 @@ class Store:
     def _graphs(self, config: Path | None) -> Callable[[], AbstractAsyncContextManager[RunExecutor]]:
         """The graphs of `config`, or the demo agent; how to run them, and how to read what they leave behind."""
         from runs_es.execution.langgraph.graphs import GraphRegistry
-        from runs_es.execution.langgraph.reaper import reaper
+        from runs_es.execution.langgraph.reaper import CheckpointReaper
         from runs_es.execution.langgraph.saver import open_checkpoint_pool
         from runs_es.execution.langgraph.state import GraphStateReader
 
@@ -127,7 +127,8 @@ class Store:
         registry.load_all()
         url, schema = self.database.url, self.settings.db_schema
         self._checkpoints = open_checkpoint_pool(url, schema, _STATE_CONNECTIONS)
-        self._reap = reaper(self.log.reader, schema)
+        checkpoints = CheckpointReaper(self.log.reader, schema)
+        self._reap, self.service.forget = checkpoints.reap, checkpoints.forget
         self.registry, self.state = registry, GraphStateReader(registry, self._checkpoints)
 
         @asynccontextmanager

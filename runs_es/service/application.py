@@ -81,6 +81,8 @@ class RunsApplicationService:
         self._events = events
         self._scheduler = scheduler
         self._threads = threads
+        # Deletes what executors keep of a thread that is gone; called before its id is used again.
+        self.forget: Callable[[str], None] = lambda _: None
 
     async def create_background(self, command: CreateRunCommand) -> RunSnapshot:
         """Record a run and have it executed. Raises ThreadNotFound; ConflictError for `reject` on a busy thread."""
@@ -219,7 +221,7 @@ class RunsApplicationService:
         facts: list[Fact] = []
         metadata = thread.metadata
         if not thread.exists and (command.thread_id is None or command.create_thread):
-            facts.append(thread.create(metadata={}, user_id=command.user_id))
+            facts.append(self._born(thread, {}, command.user_id))
             metadata = {}
         elif command.user_id is not None and thread.user_id not in (None, command.user_id):
             thread = Thread(thread.thread_id)  # another user's: as if it were not there
@@ -250,6 +252,13 @@ class RunsApplicationService:
         )
         return [*facts, *run.pull_events()]
 
+    def _born(self, thread: Thread, metadata: dict[str, Any], user_id: str | None) -> Fact:
+        """The thread's first fact, or the first of its next life: that begins with nothing of the last one."""
+        created = thread.create(metadata=metadata, user_id=user_id)
+        if thread.revision:
+            self.forget(thread.thread_id)
+        return created
+
     def _cancel(self, seen: Run, command: CancelRunCommand) -> None:
         def decide(thread: Thread, _: Head) -> Decision:
             return Decision(thread.cancel(seen.run_id, command.action))
@@ -267,7 +276,7 @@ class RunsApplicationService:
         self, thread_id: str, metadata: dict[str, Any], user_id: str | None, provenance: Provenance
     ) -> str:
         def decide(thread: Thread, _: Head) -> Decision:
-            return Decision([thread.create(metadata=metadata, user_id=user_id)])
+            return Decision([self._born(thread, metadata, user_id)])
 
         self._decisions.make(thread_id, decide, provenance=provenance)
         return thread_id

@@ -20,7 +20,7 @@ from runs_projections.threads import THREADS
 
 FILL = """
 insert into runs select 't' || n % 40, 'r' || n, 'a', 'success', 's', 'e', '{}', '{}', '', '', null, null, null, null,
-                        1, '{}', null, n, n, n from generate_series(1, 4000) n;
+                        1, '{}', null, null, n, n, n from generate_series(1, 4000) n;
 insert into messages select 't' || n % 40, 'r' || n % 400, 'm' || n, n, n, 'ai', '{}', '{}', ''
                        from generate_series(1, 20000) n;
 insert into threads select 't' || n, 'idle', '{}', 'user' || n % 500, '', '', null, '{}', null, '[]', null, 'idle',
