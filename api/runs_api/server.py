@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import signal
 import socket
+import struct
 from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from runs_api.sse import ABORT
 
 WATCH_SECONDS = 2
+
+
+class AbortableProtocol(HttpToolsProtocol):
+    """HTTP whose responses may drop the connection: an ordinary close waits until what is buffered has been read."""
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {ABORT: self._abort}  # type: ignore[dict-item]
+
+    def _abort(self) -> None:
+        connection = self.transport.get_extra_info("socket")
+        if connection is not None:
+            # Reset it: otherwise the kernel keeps what was sent until it is read, and that is never.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.transport.abort()
 
 
 class DrainingServer(uvicorn.Server):
@@ -76,6 +95,7 @@ def run_server(
 
     config = uvicorn.Config(
         app,
+        http=AbortableProtocol,
         log_config=None,
         log_level=log_level,
         access_log=access_log,

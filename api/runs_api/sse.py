@@ -67,15 +67,16 @@ class EventStream(Response):
         self._on_close = on_close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        abort = scope.get("extensions", {}).get(ABORT)
         try:
-            ending = await self._run(receive, send)
+            ending = await self._run(receive, send, abort)
         finally:
             if self._on_close is not None:
                 self._on_close()
         if ending is Ending.CLIENT_LEFT and self._on_client_left is not None:
             await self._on_client_left()
 
-    async def _run(self, receive: Receive, send: Send) -> Ending:
+    async def _run(self, receive: Receive, send: Send, abort: Callable[[], None] | None) -> Ending:
         outbox = Outbox(self._settings.stream_heartbeat_seconds)
         reading = asyncio.create_task(self._fill(outbox))
         listening = asyncio.create_task(client_left(receive))
@@ -85,6 +86,8 @@ class EventStream(Response):
             await deliver(send, start, self._settings.send_timeout_seconds)
             return await self._empty(outbox, send)
         except Undelivered as undelivered:
+            if undelivered.ending is Ending.CUT and abort is not None:
+                abort()  # closing would wait for a reader that reads nothing
             return undelivered.ending
         finally:
             outbox.stop()
@@ -182,6 +185,10 @@ class Outbox:
             self._changed.set()
             silent = 0.0
         self._timer = self._loop.call_later(max(self._heartbeat - silent, 0.01), self._beat)
+
+
+# The ASGI extension by which the server lets a response drop its connection at once; see `server.py`.
+ABORT = "runs_es.abort"
 
 
 class Undelivered(Exception):

@@ -223,7 +223,6 @@ class RunDeleted(FactOfAttempt):
     """A tombstone: the run leaves every read model, its facts stay in the log."""
 
     topic: ClassVar[str] = "run.deleted"
-    raises_fence: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, kw_only=True)

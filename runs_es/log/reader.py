@@ -28,6 +28,9 @@ FACT_COLUMNS = (
 CONTENT_TOPICS = ("message.recorded", "event.recorded")
 
 
+READ_BYTES = 256 * 1024
+
+
 @dataclass(frozen=True)
 class Row:
     """A stored row as streams see it: a fact, or a page of frames. It covers seqs `first … last`."""
@@ -60,7 +63,7 @@ class Row:
     @cached_property
     def joined(self) -> bytes:
         """All frames end to end."""
-        return b"".join(self.frames)
+        return b"".join(rendered(body, self.first + offset) for offset, body in enumerate(self.bodies))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +97,22 @@ class LogReader:
             timeout=timeout,
             configure=partial(session.configure_reader, schema=schema),
             kwargs={"application_name": "runs-es reader", **session.KEEPALIVE},
-            check=ConnectionPool.check_connection,
+            check=self._check,
             open=True,
             name="runs-es reader",
         )
 
     def close(self) -> None:
         self._pool.close()
+
+    def _check(self, connection: Connection[TupleRow]) -> None:
+        try:
+            ConnectionPool.check_connection(connection)
+        except OperationalError:
+            # One dead connection means that the server went away, and all the others are as dead: replace them at
+            # once. Left to itself the pool finds them one by one, and waits twice as long before each.
+            self._pool.drain()
+            raise
 
     @contextmanager
     def connection(self) -> Iterator[Connection[TupleRow]]:
@@ -114,12 +126,17 @@ class LogReader:
             raise StoreUnavailable(f"the database does not answer: {error}") from error
 
     def rows_after(self, thread_id: str, seq: int, limit: int) -> list[Row]:
-        """The thread's rows that hold anything after `seq`, in order; the first may begin before it."""
+        """The thread's rows that hold anything after `seq`, in order; the first may begin before it.
+
+        At most `limit`, and no more than READ_BYTES need: a reader that stalls keeps what it has read.
+        """
         with self.connection() as connection:
             rows = connection.execute(
-                "select seq, n, run_id, topic, state, first_frame from events"
-                " where thread_id = %s and seq > %s order by seq limit %s",
-                (thread_id, seq, limit),
+                "select seq, n, run_id, topic, state, first_frame"
+                " from (select seq, n, run_id, topic, state, first_frame,"
+                "   sum(octet_length(state)) over (order by seq) - octet_length(state) before from events"
+                "   where thread_id = %s and seq > %s order by seq limit %s) r where before < %s order by seq",
+                (thread_id, seq, limit, READ_BYTES),
                 binary=True,
             ).fetchall()
         return [Row(last - n + 1, last, run_id, topic, state, ff) for last, n, run_id, topic, state, ff in rows]

@@ -15,7 +15,7 @@ from runs_es.log.append import Append, Appended, FactItem, PageItem
 from runs_es.log.writer import LogWriter
 
 # A page is split here, so that a reader's step and a stored row stay bounded.
-MAX_PAGE_BYTES = 1024 * 1024
+MAX_PAGE_BYTES = 256 * 1024
 
 
 class RunWriter:

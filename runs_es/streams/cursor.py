@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -186,8 +187,10 @@ class RunStream:
         self._channel.heard(self._head.seq)
         while not self._streams.closing:
             version = self._channel.version
-            rows = await self._read(cursor)
-            for row in rows:
+            rows = deque(await self._read(cursor))
+            nothing = not rows
+            while rows:
+                row = rows.popleft()  # let go of each once it is sent: a stalled reader holds one
                 if row.first > cursor + 1:
                     yield await self._gap()
                     return
@@ -198,7 +201,7 @@ class RunStream:
                         yield End(row.last)
                         return
                 cursor = row.last
-            if not rows and not await self._channel.changed(version, self._heartbeat):
+            if nothing and not await self._channel.changed(version, self._heartbeat):
                 yield Heartbeat()
 
     def _start(self) -> int:

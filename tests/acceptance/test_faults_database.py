@@ -298,7 +298,6 @@ async def test_all_of_it_at_length(
     await with_embedded(folder, ledger, range(120, 123), 2, restart=True)
 
 
-@pytest.mark.faults
 @pytest.mark.timeout(90)
 async def test_runs_and_streams_survive_the_loss_of_every_connection_at_once(
     module_database_url: str, server: Server, workers: Workers, ledger: Ledger
@@ -306,7 +305,6 @@ async def test_runs_and_streams_survive_the_loss_of_every_connection_at_once(
     await lose_connections(module_database_url, server, ledger, 3, 2, [])
 
 
-@pytest.mark.faults
 @pytest.mark.timeout(90)
 async def test_a_server_recovers_by_itself_when_its_postmaster_comes_back(folder: Path, ledger: Ledger) -> None:
     await with_embedded(folder, ledger, [7], 2, restart=False)

@@ -416,7 +416,6 @@ async def test_readers_that_never_read_hold_up_nobody_else(server: Server, ledge
     await never_read(server, ledger, 7, 5)
 
 
-@pytest.mark.faults
 @pytest.mark.timeout(60)
 async def test_a_reader_that_never_reads_is_cut_off_at_the_send_timeout(server: Server, ledger: Ledger) -> None:
     path = await create(server.port, {"count": 1000, "size": 8192}, assistant="burst", modes=["custom"])
@@ -428,7 +427,6 @@ async def test_a_reader_that_never_reads_is_cut_off_at_the_send_timeout(server: 
     ledger.tally("a reader that never reads is cut off", 8).faults["never reads"] = 1
 
 
-@pytest.mark.faults
 @pytest.mark.timeout(60)
 async def test_memory_does_not_grow_with_readers_that_never_read(server: Server, ledger: Ledger) -> None:
     path = await create(server.port, {"count": 3000, "size": 8192}, assistant="burst", modes=["custom"])
