@@ -46,7 +46,7 @@ format: install ## Put the code in form
 bench: install ## Measure; prints tables
 	@$(BIN)/python -m tests.benchmarks
 
-faults: install ## Twenty seeded kills of the server, rather than the suite's three
+faults: install ## The long fault suite: kills, cuts, stalls, lost connections, seeded
 	@$(BIN)/python -m pytest -m faults tests/acceptance
 
 wheel: install ## Build through the sdist, install into an empty environment, start the server from there

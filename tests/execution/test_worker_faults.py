@@ -111,7 +111,7 @@ async def test_a_worker_that_lost_its_run_does_not_take_it_back(settings: Settin
 
 
 def test_a_refused_write_is_not_acknowledged_because_a_successor_recorded_the_same(database_url: str) -> None:
-    """The stale worker's [message, page] and the successor's message have one key; the page must not count as stored."""
+    """The stale worker's [message, page] and the successor's message have one key; the page is not stored by that."""
     served: list[bytes] = []
     with EventLog(database_url) as log:
         log.watch(on_commit=lambda won: served.extend(b for r, _ in won for i in r.items if isinstance(i, PageItem)
@@ -135,15 +135,14 @@ async def test_deleting_an_ended_run_does_not_disturb_the_one_that_runs(settings
     async def work(run: ActiveRun) -> None:
         await run.publish("custom", 1)
         await run.flush()
-        while not go_on.is_set():
-            await asyncio.sleep(0)
+        await asyncio.to_thread(go_on.wait, 20)
         await run.publish("custom", 2)
 
     async def body(store: Store) -> None:
         old = await store.service.create_background(command("quick"))
         await store.service.ended("t", old.run_id)
         run = await store.service.create_background(command("work"))
-        while topics(store).count("run.started") < 2:
+        while (await asyncio.to_thread(topics, store)).count("run.started") < 2:
             pass
         await store.service.delete_run("t", old.run_id, user_id=None, provenance=Provenance())
         go_on.set()
@@ -233,8 +232,8 @@ async def test_a_run_given_up_says_so_in_its_stream(settings: Settings) -> None:
     store = await asyncio.to_thread(lambda: open_store(settings.model_copy(update=QUICK), executor=None, work=False))
     try:
         done = asyncio.create_task(body(store))
-        while topics(store).count("run.claimed") < 3:
-            await asyncio.sleep(0)
+        while (await asyncio.to_thread(topics, store)).count("run.claimed") < 3:
+            pass
         worker = await asyncio.to_thread(
             lambda: open_store(settings.model_copy(update=QUICK), executor=Scripted(quick=quick))
         )
@@ -248,8 +247,7 @@ async def test_what_waits_on_a_temporary_thread_ends_with_it(settings: Settings)
     release = threading.Event()
 
     async def hold(_: ActiveRun) -> None:
-        while not release.is_set():
-            await asyncio.sleep(0)
+        await asyncio.to_thread(release.wait, 20)
 
     async def body(store: Store) -> None:
         first = await store.service.create_background(command("hold", None, scope=RunScope.TEMPORARY_THREAD))
@@ -278,6 +276,7 @@ async def test_a_message_of_an_earlier_life_of_the_thread_is_recorded_again(sett
 
 async def test_a_task_left_behind_writes_nothing_after_the_end(settings: Settings) -> None:
     refused: list[BaseException] = []
+    stopped = threading.Event()
     left: list[asyncio.Task[None]] = []
 
     async def leave_behind(run: ActiveRun) -> None:
@@ -288,6 +287,7 @@ async def test_a_task_left_behind_writes_nothing_after_the_end(settings: Setting
                     await asyncio.sleep(0)
             except LeaseLost as error:
                 refused.append(error)
+                stopped.set()
 
         left.append(asyncio.create_task(go_on()))
         await asyncio.sleep(0)
@@ -295,8 +295,8 @@ async def test_a_task_left_behind_writes_nothing_after_the_end(settings: Setting
     async def body(store: Store) -> None:
         run = await store.service.create_background(command("leave_behind"))
         end = await store.service.ended("t", run.run_id)
-        while not refused:
-            await asyncio.sleep(0)
+        await asyncio.to_thread(stopped.wait, 20)
+        assert refused
         assert store.log.reader.rows_after("t", end, 10) == []
 
     await within(settings, Scripted(leave_behind=leave_behind), body)
