@@ -49,6 +49,7 @@ class Attempt:
         self._buffer_bytes = buffer_bytes
         self._loop = asyncio.get_running_loop()
         self._drained = asyncio.Event()
+        self._is_full = False  # somebody waits for room
         self._recording = asyncio.Lock()
         self._messages: dict[str, tuple[int, str]] | None = None  # by id: how many versions, hash of the newest
         self.disturbed = asyncio.Event()  # somebody raised the fence: fold again
@@ -144,7 +145,10 @@ class Attempt:
         """Wait while too much of this attempt is not yet durable."""
         while self.writer.uncommitted > self._buffer_bytes:
             self._drained.clear()
-            await self._drained.wait()
+            self._is_full = True
+            # Looked at again after the word that somebody waits: the log's thread counts first, then asks for it.
+            if self.writer.uncommitted > self._buffer_bytes:
+                await self._drained.wait()
 
     async def flush(self) -> None:
         """Wait until everything so far is durable. Raises LeaseLost when the log refused it."""
@@ -164,12 +168,15 @@ class Attempt:
             return  # the loop has ended, and the attempt with it
 
     def _on_settled(self, refused: bool) -> None:
+        if not refused and not self._is_full:
+            return  # waking a loop costs a system call
         try:
             self._loop.call_soon_threadsafe(self._wake, refused)
         except RuntimeError:
             return
 
     def _wake(self, refused: bool) -> None:
+        self._is_full = False
         self._drained.set()
         if refused:
             self.disturbed.set()

@@ -11,7 +11,8 @@ import hashlib
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Protocol
+from datetime import datetime
+from typing import NamedTuple, Protocol
 
 from runs_es.domain import Fact, Provenance, RunFact
 from runs_es.log import codec
@@ -58,8 +59,7 @@ class PageItem:
         self.size += size
 
 
-@dataclass(frozen=True, slots=True)
-class Appended:
+class Appended(NamedTuple):
     """What became durable. `first_seq … last_seq` are the request's items in order, a frame or a fact each.
 
     `repeated` says that this is the result of an earlier request with the same idempotency key. Where a lost
@@ -74,15 +74,23 @@ class Appended:
     fence: int
     frames: int
     position: int | None
-    recorded_at: str
+    at: datetime
     repeated: bool = False
     current: bool = True
+
+    @property
+    def recorded_at(self) -> str:
+        """When, in ISO form with its offset."""
+        return self.at.isoformat()
 
 
 class Writer(Protocol):
     """Whoever must be refused as a whole once one of its requests is."""
 
     refused: bool
+
+    def settled(self, request: Append, *, refused: bool) -> None:
+        """One of its requests has been decided. Called in the log's thread: return at once."""
 
 
 @dataclass(slots=True, eq=False)
@@ -113,25 +121,28 @@ class Append:
         return len(self.items) == 1 and isinstance(self.items[0], PageItem)
 
 
-# Pages only: one row a thread, a page each. No fact, hence no position, hence no global lock.
+# Pages only: one row a thread, a page each. No fact, hence no position, hence no global lock. Heads are locked in the
+# order of their ids. What a request brings stays in its parameter until the insert takes it from there by `ord`: to join
+# requests to rows again is to compare each with each (256 requests: 19 ms, now 4.5) and to copy pages at every step.
 APPEND_PAGES = """
-with req as materialized (
-  select * from unnest(%b::text[], %b::bigint[], %b::bigint[], %b::int[], %b::text[], %b::bytea[], %b::bytea[])
-    r(thread_id, fence, frames, n, run_id, state, digest)),
-won as materialized (
-  select s.thread_id from heads s join req r using (thread_id)
+with won as materialized (
+  select s.thread_id, r.n, r.ord::int ord
+    from unnest(%(thread_id)b::text[], %(fence)b::bigint[], %(frames)b::bigint[], %(n)b::int[]) with ordinality
+         r(thread_id, fence, frames, n, ord)
+    join heads s on s.thread_id = r.thread_id
    where s.fence = coalesce(r.fence, s.fence) and s.frames = coalesce(r.frames, s.frames)
    order by s.thread_id for no key update of s),
 upd as (
   update heads s
-     set head = s.head + r.n, frames = s.frames + r.n, at = greatest(clock_timestamp(), s.at),
-         chain = sha256(s.chain || int8send(s.head + r.n) || r.digest)
-    from req r join won using (thread_id) where s.thread_id = r.thread_id
-  returning s.thread_id, s.head, s.revision, s.fence, s.frames, s.at, s.chain),
+     set head = s.head + w.n, frames = s.frames + w.n, at = greatest(clock_timestamp(), s.at),
+         chain = sha256(s.chain || int8send(s.head + w.n) || (%(digest)b::bytea[])[w.ord])
+    from won w where s.thread_id = w.thread_id
+  returning s.thread_id, s.head, s.revision, s.fence, s.frames, s.at, s.chain, w.n, w.ord),
 ins as (
   insert into events (thread_id, seq, segment, n, run_id, topic, state, first_frame, link, recorded_at)
-  select u.thread_id, u.head, %b::int, r.n, r.run_id, 'run.streamed', r.state, u.frames - r.n, u.chain, u.at
-    from req r join upd u using (thread_id))
+  select thread_id, head, %(segment)b::int, n, (%(run_id)b::text[])[ord], 'run.streamed', (%(state)b::bytea[])[ord],
+         frames - n, chain, at
+    from upd)
 select thread_id, head, revision, fence, frames, null::bigint, at from upd
 """
 
@@ -196,19 +207,19 @@ def encode(request: Append) -> None:
             item.state = encode_page(item.bodies)
 
 
-def page_parameters(batch: Sequence[Append], segment: int) -> tuple[object, ...]:
+def page_parameters(batch: Sequence[Append], segment: int) -> dict[str, object]:
     """Parameters of APPEND_PAGES for requests that are a page each."""
     pages = [item for request in batch for item in request.items if isinstance(item, PageItem)]
-    return (
-        Texts([request.thread_id for request in batch]),
-        Bigints([request.fence for request in batch]),
-        Bigints([request.frames for request in batch]),
-        Ints([len(page.bodies) for page in pages]),
-        Texts([page.run_id for page in pages]),
-        Blobs([page.state for page in pages]),
-        Blobs([_digest([page.state]) for page in pages]),
-        segment,
-    )
+    return {
+        "thread_id": Texts([request.thread_id for request in batch]),
+        "fence": Bigints([request.fence for request in batch]),
+        "frames": Bigints([request.frames for request in batch]),
+        "n": Ints([len(page.bodies) for page in pages]),
+        "run_id": Texts([page.run_id for page in pages]),
+        "state": Blobs([page.state for page in pages]),
+        "digest": Blobs([_digest([page.state]) for page in pages]),
+        "segment": segment,
+    }
 
 
 @dataclass(slots=True)

@@ -47,7 +47,7 @@ def landed_before(connection: Connection[TupleRow], request: Append, *, in_doubt
         fence,
         frames,
         position,
-        at.isoformat(),
+        at,
         repeated=not (is_ours and in_doubt),
         current=newest == last_seq,
     )

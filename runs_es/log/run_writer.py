@@ -6,7 +6,6 @@ it has queued and all that it will ever try.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
@@ -21,7 +20,7 @@ MAX_PAGE_BYTES = 256 * 1024
 class RunWriter:
     """Appends pages and facts of one attempt, in the order of the calls. Callable from any thread.
 
-    `on_settled(refused)` is called in the log's thread whenever one of its requests is decided.
+    `on_settled(refused)` is called in the log's thread whenever one of its requests is being decided.
     """
 
     def __init__(
@@ -38,7 +37,8 @@ class RunWriter:
         self.run_id = run_id
         self.fence = fence
         self.refused = False
-        self.uncommitted = 0  # bytes queued and not yet durable
+        self._queued = 0  # bytes ever; changed under the log's lock
+        self._settled = 0  # bytes ever; changed in the log's thread
         self._ended = False
         self._log = log
         self._frames = frames
@@ -46,7 +46,11 @@ class RunWriter:
         self._open_bytes = 0
         self._on_settled = on_settled
         self._last: Future[Appended] | None = None
-        self._count = threading.Lock()
+
+    @property
+    def uncommitted(self) -> int:
+        """Bytes queued and not yet durable."""
+        return self._queued - self._settled
 
     def publish(self, *bodies: bytes) -> None:
         """Queue frames' bodies, in order. Raises LeaseLost when this writer has been refused."""
@@ -60,8 +64,7 @@ class RunWriter:
                 request.items.append(PageItem(self.run_id, list(bodies)))
             self._frames += len(bodies)
             self._open_bytes += size
-            with self._count:
-                self.uncommitted += size
+            self._queued += size
             self._enqueue(request)
 
     def record(self, *facts: FactItem, last: bool = False) -> Future[Appended]:
@@ -74,8 +77,7 @@ class RunWriter:
             request = self._request()
             request.items.extend(facts)
             self._open_bytes += size
-            with self._count:
-                self.uncommitted += size
+            self._queued += size
             self._ended = self._ended or last
             self._enqueue(request)
             return request.future
@@ -100,11 +102,10 @@ class RunWriter:
         if request.future is self._last:
             return
         self._last = request.future
-        request.future.add_done_callback(lambda _: self._settled(request))
         self._log.submit_locked(request)
 
-    def _settled(self, request: Append) -> None:
-        with self._count:
-            self.uncommitted -= request.size
+    def settled(self, request: Append, *, refused: bool) -> None:
+        """As `Writer` says."""
+        self._settled += request.size
         if self._on_settled is not None:
-            self._on_settled(request.future.exception() is not None)
+            self._on_settled(refused)

@@ -1,8 +1,12 @@
 """Group commit: one thread, one connection, and whatever collects while a commit is under way is the next batch.
 
-No timer: an idle log commits the first request at once, a busy one grows its batches. A batch holds one request a
-thread; a request of a thread that has to wait keeps all later ones of that thread waiting behind it. Nothing is handed
-to subscribers before its commit came back.
+An idle log commits the first request at once, a busy one grows its batches. A batch holds one request a thread; a
+request of a thread that has to wait keeps all later ones of that thread waiting behind it. Nothing is handed to
+subscribers before its commit came back.
+
+After a commit those it answered come back with their next write, while others are waiting already. Taking what waits
+would split the producers into two halves that take turns, and every write would take two commits: so the next batch is
+held for a moment, a part of what a commit takes, until as many wait as could.
 """
 
 from __future__ import annotations
@@ -53,6 +57,9 @@ _BATCH_ERRORS = (
     UnicodeError,
 )
 _TRIES_ALONE = 5
+# How long the next batch is held for those just answered: a part of the last commit's time, and never longer than this.
+_HOLD_SHARE = 0.5
+_HOLD_MOST_SECONDS = 0.002
 
 OnCommit = Callable[[Sequence[tuple[Append, Appended]]], None]
 
@@ -70,6 +77,9 @@ class LogWriter:
         self._queues: dict[str, deque[Append]] = {}
         self._ready: deque[str] = deque()
         self._closing = False
+        self._wanted = 1  # how many waiting threads wake the writer
+        self._answered = 0  # by the last batch
+        self._held_until = 0.0
         self._connection: Connection[TupleRow] | None = None
         self._segment = 0
         self._unreplicated = False
@@ -94,7 +104,8 @@ class LogWriter:
         if queue is None:
             self._queues[request.thread_id] = deque((request,))
             self._ready.append(request.thread_id)
-            self._condition.notify()
+            if len(self._ready) >= self._wanted:
+                self._condition.notify()
         else:
             queue.append(request)
         return request.future
@@ -111,19 +122,21 @@ class LogWriter:
 
     def _run(self) -> None:
         while (batch := self._next_batch()) is not None:
+            begun = time.perf_counter()
             pages = [request for request in batch if request.is_page]
             others = [request for request in batch if not request.is_page]
             for part in (others, pages):
                 if part:
                     self._commit_or_refuse(part)
+            self._answered, ended = len(batch), time.perf_counter()
+            self._held_until = ended + min((ended - begun) * _HOLD_SHARE, _HOLD_MOST_SECONDS)
         if self._connection is not None:
             self._connection.close()
 
     def _next_batch(self) -> list[Append] | None:
         """The first request of every waiting thread; blocks until there is one. None when closing."""
         with self._condition:
-            while not self._ready and not self._closing:
-                self._condition.wait()
+            self._wait()
             if not self._ready:
                 return None
             batch: list[Append] = []
@@ -140,6 +153,7 @@ class LogWriter:
                     octets += request.size
                 elif request.writer is not None:
                     request.writer.refused = True
+                    request.writer.settled(request, refused=True)
                 if queue:
                     self._ready.append(thread_id)
                 else:
@@ -147,6 +161,17 @@ class LogWriter:
                 if len(batch) >= MAX_BATCH_REQUESTS or items >= MAX_BATCH_ITEMS or octets >= MAX_BATCH_BYTES:
                     break
             return batch
+
+    def _wait(self) -> None:
+        """Until a request waits; and a moment longer for those just answered. The caller holds the lock."""
+        if self._answered > 1:
+            self._wanted = min(len(self._ready) + self._answered, MAX_BATCH_REQUESTS)
+            while len(self._ready) < self._wanted and not self._closing:
+                if not self._condition.wait(self._held_until - time.perf_counter()):
+                    break
+            self._wanted = 1
+        while not self._ready and not self._closing:
+            self._condition.wait()
 
     def _commit_or_refuse(self, batch: list[Append]) -> None:
         try:
@@ -211,7 +236,7 @@ class LogWriter:
     def _execute(self, batch: list[Append]) -> dict[str, Appended]:
         """Send a batch of one kind, pages or not; what won, by thread."""
         connection = self._connection or self._connect()
-        parameters: tuple[object, ...]
+        parameters: tuple[object, ...] | dict[str, object]
         if batch[0].is_page:
             statement, parameters = append.APPEND_PAGES, append.page_parameters(batch, self._segment)
         else:
@@ -242,6 +267,8 @@ class LogWriter:
         if fresh:
             self._on_commit(fresh)
         for request, appended in won:
+            if request.writer is not None:
+                request.writer.settled(request, refused=False)
             request.future.set_result(appended)
 
     def _connect(self) -> Connection[TupleRow]:
@@ -286,8 +313,7 @@ class LogWriter:
                 continue  # decided already, alone
             behind = self._take_behind(request)
             for each in (request, *behind):
-                if not each.future.done():
-                    each.future.set_exception(error)
+                _fail(each, error)
 
     def _take_behind(self, request: Append) -> list[Append]:
         if request.writer is None:
@@ -314,15 +340,19 @@ class LogWriter:
             self._queues.clear()
             self._ready.clear()
         for request in waiting:
-            if not request.future.done():
-                request.future.set_exception(error)
+            _fail(request, error)
+
+
+def _fail(request: Append, error: Exception) -> None:
+    if request.writer is not None:
+        request.writer.settled(request, refused=True)
+    if not request.future.done():  # whoever asked may have given it up while it was queued
+        request.future.set_exception(error)
 
 
 def _answer(batch: Sequence[Append], rows: Sequence[Any]) -> dict[str, Appended]:
     sizes = {request.thread_id: size(request) for request in batch}
     return {
-        thread_id: Appended(
-            thread_id, head - sizes[thread_id] + 1, head, revision, fence, frames, position, at.isoformat()
-        )
+        thread_id: Appended(thread_id, head - sizes[thread_id] + 1, head, revision, fence, frames, position, at)
         for thread_id, head, revision, fence, frames, position, at in rows
     }
