@@ -45,6 +45,11 @@ class Settings(BaseSettings):
     stream_end_event: bool = Field(True, description="send `end` as the last event of a stream")
     send_timeout_seconds: float = Field(30.0, gt=0, description="a reader that takes nothing for so long is cut off")
     ring_bytes: int = Field(4 * MIB, ge=0, description="encoded frames kept in memory a hot thread")
+    key_bytes: int = Field(
+        64 * MIB,
+        ge=0,
+        description="pages kept in memory to compress later ones, and as much to read them; 0 stores all whole",
+    )
     publish_buffer_bytes: int = Field(4 * MIB, ge=1024, description="uncommitted frames a run may hold before it waits")
     max_frame_bytes: int = Field(16 * MIB, ge=1024, description="largest single frame or fact")
     max_joins: int = Field(5000, ge=1, description="open streams a process")

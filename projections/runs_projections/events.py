@@ -24,9 +24,9 @@ from runs_es.domain import (
 from runs_es.domain.facts import MAX_EVENT_TYPE
 from runs_es.log import codec
 from runs_es.log.append import PAGE_TOPIC
-from runs_es.log.pages import data_of, decode_page, event_of
+from runs_es.log.pages import data_of, event_of
 from runs_es.log.reader import FACT_COLUMNS as FACT_COLUMNS
-from runs_es.log.reader import LogReader, recorded
+from runs_es.log.reader import KeyPageGone, LogReader, recorded
 from runs_es.service.views import StoredRunEvent
 from runs_projections.lookups import tombstone
 from runs_projections.stored_text import utc
@@ -106,7 +106,7 @@ def _events(reader: LogReader, rows: _Range, wanted: _Types, ascending: bool) ->
     while True:
         chunk = _read(reader, _Range(rows.thread_id, rows.run_id, after, before, rows.pages), ascending)
         for row in chunk:
-            events = _page_events(row, rows, wanted) if row.topic == PAGE_TOPIC else _fact_events(row, wanted)
+            events = _page_events(reader, row, rows, wanted) if row.topic == PAGE_TOPIC else _fact_events(row, wanted)
             yield from events if ascending else reversed(list(events))
         if len(chunk) < _CHUNK:
             return
@@ -140,9 +140,13 @@ def _read(reader: LogReader, rows: _Range, ascending: bool) -> list[Any]:
         return connection.cursor(row_factory=namedtuple_row).execute(statement, parameters, binary=True).fetchall()
 
 
-def _page_events(row: Any, rows: _Range, wanted: _Types) -> Iterator[StoredRunEvent]:
+def _page_events(reader: LogReader, row: Any, rows: _Range, wanted: _Types) -> Iterator[StoredRunEvent]:
     created_at = utc(row.recorded_at.isoformat())
-    for seq, body in enumerate(decode_page(row.state), row.seq - row.n + 1):
+    try:
+        bodies = reader.bodies(row.thread_id, row.state)
+    except KeyPageGone:
+        return  # retention has just cut this page too
+    for seq, body in enumerate(bodies, row.seq - row.n + 1):
         if seq <= rows.after or (rows.before is not None and seq >= rows.before):
             continue
         name = event_of(body)

@@ -72,6 +72,7 @@ class Store:
                 settings.db_schema,
                 pool_size=settings.read_pool_size,
                 max_event_bytes=settings.max_frame_bytes,
+                key_bytes=settings.key_bytes,
             )
         )
         retention = RetentionTimer(self.log, settings)

@@ -17,7 +17,6 @@ from typing import NamedTuple, Protocol
 from runs_es.domain import Fact, Provenance, RunFact
 from runs_es.log import codec
 from runs_es.log.arrays import Bigints, Blobs, Bools, Ints, Texts
-from runs_es.log.pages import encode_page
 
 PAGE_TOPIC = "run.streamed"
 ANONYMOUS = Provenance()
@@ -43,11 +42,16 @@ class FactItem:
 
 @dataclass(slots=True)
 class PageItem:
-    """Frames of one run, in order; grows until its request is sealed. `size` counts the bodies' bytes."""
+    """Frames of one run, in order; grows until its request is sealed. `size` counts the bodies' bytes.
+
+    `forms` are its stored forms, the newest last: one, unless its segment ended before it got there. A delta can only
+    be read in `segment`, where its key page is.
+    """
 
     run_id: str
     bodies: list[bytes]
-    state: bytes = b""
+    forms: list[bytes] = field(default_factory=list)
+    segment: int | None = None
     size: int = 0
 
     def __post_init__(self) -> None:
@@ -57,6 +61,11 @@ class PageItem:
         """Add frames of `size` bytes together."""
         self.bodies.extend(bodies)
         self.size += size
+
+    @property
+    def state(self) -> bytes:
+        """What is stored, once it is encoded."""
+        return self.forms[-1]
 
 
 class Appended(NamedTuple):
@@ -198,13 +207,6 @@ select h.thread_id, h.base + r.n, h.revision, h.fence, h.frames, t.position, h.a
 def _digest(states: Sequence[bytes]) -> bytes:
     """What the hash chain takes of a request: a hash over the hashes of its items."""
     return hashlib.sha256(b"".join(hashlib.sha256(state).digest() for state in states)).digest()
-
-
-def encode(request: Append) -> None:
-    """Make the stored form of a sealed request's pages."""
-    for item in request.items:
-        if isinstance(item, PageItem) and not item.state:
-            item.state = encode_page(item.bodies)
 
 
 def page_parameters(batch: Sequence[Append], segment: int) -> dict[str, object]:

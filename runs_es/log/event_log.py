@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from runs_es.domain import Fact, LimitExceeded, Provenance
 from runs_es.log.append import ANONYMOUS, PAGE_TOPIC, Append, Appended, FactItem, PageItem
 from runs_es.log.hints import Hints
+from runs_es.log.pages import KEY_BYTES
 from runs_es.log.reader import LogReader, Row
 from runs_es.log.writer import LogWriter
 
@@ -25,7 +26,13 @@ class EventLog:
     """One per process. `url` is any PostgreSQL connection string; `schema` must be migrated."""
 
     def __init__(
-        self, url: str, schema: str = "runs_es", *, pool_size: int = 8, max_event_bytes: int = 16 * 1024 * 1024
+        self,
+        url: str,
+        schema: str = "runs_es",
+        *,
+        pool_size: int = 8,
+        max_event_bytes: int = 16 * 1024 * 1024,
+        key_bytes: int = KEY_BYTES,
     ) -> None:
         self.url = url
         self.schema = schema
@@ -33,8 +40,8 @@ class EventLog:
         self._on_commit: list[OnCommit] = []
         self._on_hints: list[OnHints] = []
         self._on_poll: list[Callable[[], None]] = []
-        self.reader = LogReader(url, schema, pool_size=pool_size)
-        self.writer = LogWriter(url, schema, self._committed)
+        self.reader = LogReader(url, schema, pool_size=pool_size, key_bytes=key_bytes)
+        self.writer = LogWriter(url, schema, self._committed, key_bytes=key_bytes)
         self._hints = Hints(url, schema, self._hinted, self._poll)
 
     def close(self) -> None:

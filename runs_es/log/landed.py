@@ -21,7 +21,7 @@ _BY_STATE = (
 )
 _BY_FRAMES = (
     "select seq, null::bigint, recorded_at, true from events"
-    " where thread_id = %s and segment >= 1 and run_id = %s and first_frame = %s and state = %s"
+    " where thread_id = %s and segment >= 1 and run_id = %s and first_frame = %s and state = any(%s)"
 )
 _HEAD = "select head, revision, fence, frames from heads where thread_id = %s"
 
@@ -66,7 +66,7 @@ def _trace(connection: Connection[TupleRow], request: Append, in_doubt: bool) ->
     for item in request.items:
         if isinstance(item, PageItem):
             if in_doubt:
-                page = (request.thread_id, item.run_id, request.frames, item.state)
+                page = (request.thread_id, item.run_id, request.frames, item.forms)
                 return offset + len(item.bodies) - 1, connection.execute(_BY_FRAMES, page).fetchone()
             offset += len(item.bodies)
         elif item.idem_key:

@@ -1,13 +1,16 @@
 """Frames and pages. A frame is encoded once, when published, to the bytes that go out on the wire before its id.
 
 A page is one flush of frames of one run: a format byte, the count, the lengths, then the bodies end to end, in most
-pages compressed together. Nothing in it knows its seq: that follows from the row (`seq - n + 1 … seq`).
+pages compressed together. Nothing in it knows its seq: that follows from the row (`seq - n + 1 … seq`). A delta page
+also names, before its lengths, the seq of its key page: an earlier one of the same run, whose bodies zstd has as its
+dictionary. A key page is never a delta itself.
 """
 
 from __future__ import annotations
 
 import struct
 import threading
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate, pairwise
 
@@ -15,10 +18,14 @@ import zstandard
 
 RAW = 0
 ZSTD = 1
+DELTA = 2
 # Below this there is too little to gain. Level 1 costs less time than the bytes it spares cost the database.
 COMPRESS_FROM = 512
+# Memory for key pages of writers, and as much for those of readers, unless a setting says otherwise.
+KEY_BYTES = 64 * 1024 * 1024
 _LEVEL = 1
 _HEADER = struct.Struct("!BI")
+_KEY = struct.Struct("!Q")
 _MAX_PAGE = 256 * 1024 * 1024  # no page is larger; a damaged length must not allocate what is not there
 _local = threading.local()  # zstd's contexts are not to be shared between threads
 
@@ -56,7 +63,7 @@ def rendered(body: bytes, seq: int) -> bytes:
     return b"%bid: %d\r\n\r\n" % (body, seq)
 
 
-def encode_page(bodies: list[bytes]) -> bytes:
+def encode_page(bodies: Sequence[bytes]) -> bytes:
     """The stored form of a page."""
     lengths = struct.pack(f"!{len(bodies)}I", *map(len, bodies))
     joined = b"".join(bodies)
@@ -67,25 +74,72 @@ def encode_page(bodies: list[bytes]) -> bytes:
     return b"".join((_HEADER.pack(RAW, len(bodies)), lengths, joined))
 
 
-def decode_page(state: bytes) -> list[bytes]:
-    """The bodies of a stored page. Raises ValueError when the bytes are no page, or not whole."""
+def encode_delta(bodies: Sequence[bytes], key_seq: int, packed: bytes) -> bytes:
+    """The stored form of a page whose bodies were compressed against the page at `key_seq`."""
+    lengths = struct.pack(f"!{len(bodies)}I", *map(len, bodies))
+    return b"".join((_HEADER.pack(DELTA, len(bodies)), _KEY.pack(key_seq), lengths, packed))
+
+
+def key_of(state: bytes) -> int | None:
+    """The seq of the key page that a stored page needs, None for one that needs none."""
+    if state[:1] != b"\x02":
+        return None
+    if len(state) < _HEADER.size + _KEY.size:
+        raise ValueError("page is cut short")
+    seq: int = _KEY.unpack_from(state, _HEADER.size)[0]
+    return seq
+
+
+def decode_page(state: bytes, key: KeyPage | None = None) -> list[bytes]:
+    """The bodies of a stored page; a delta page needs its `key`. Raises ValueError when the bytes are no page, not
+    whole, or not of that key.
+    """
+    lengths, joined = _contents(state, key)
+    return [joined[a:b] for a, b in pairwise(accumulate(lengths, initial=0))]
+
+
+class KeyPage:
+    """The bodies of a page as the dictionary of later ones. Safe between threads."""
+
+    def __init__(self, seq: int, state: bytes) -> None:
+        """`state` is the page as stored. Raises ValueError when it is no page, or a delta itself."""
+        _, joined = _contents(state, None)
+        self.seq = seq
+        self.size = 2 * len(joined)  # zstd keeps a copy of its own
+        content = zstandard.ZstdCompressionDict(joined, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+        self._decompressor = zstandard.ZstdDecompressor(dict_data=content)
+        self._lock = threading.Lock()
+
+    def decompressed(self, packed: bytes, size: int) -> bytes:
+        """What was compressed against this page."""
+        with self._lock:
+            return _decompressed(self._decompressor, packed, size)
+
+
+def _contents(state: bytes, key: KeyPage | None) -> tuple[tuple[int, ...], bytes]:
+    """The lengths of a page's bodies, and the bodies end to end."""
     if len(state) < _HEADER.size:
         raise ValueError("page is cut short")
     form, count = _HEADER.unpack_from(state)
-    start = _HEADER.size + 4 * count
+    if form not in (RAW, ZSTD, DELTA):
+        raise ValueError(f"page format {form} is not known to this version")
+    begin = _HEADER.size + (_KEY.size if form == DELTA else 0)
+    start = begin + 4 * count
     if len(state) < start:
         raise ValueError("page is cut short")
-    lengths = struct.unpack_from(f"!{count}I", state, _HEADER.size)
+    lengths = struct.unpack_from(f"!{count}I", state, begin)
+    size = sum(lengths)
     if form == RAW:
         joined = state[start:]
     elif form == ZSTD:
-        joined = _decompressed(state[start:], sum(lengths))
+        joined = _decompressed(_decompressor(), state[start:], size)
+    elif key is None or key.seq != key_of(state):
+        raise ValueError(f"page needs the page at {key_of(state)} to be read")
     else:
-        raise ValueError(f"page format {form} is not known to this version")
-    edges = list(accumulate(lengths, initial=0))
-    if edges[-1] != len(joined):
+        joined = key.decompressed(state[start:], size)
+    if size != len(joined):
         raise ValueError("page is cut short")
-    return [joined[a:b] for a, b in pairwise(edges)]
+    return lengths, joined
 
 
 def _compressor() -> zstandard.ZstdCompressor:
@@ -102,10 +156,10 @@ def _decompressor() -> zstandard.ZstdDecompressor:
     return kept
 
 
-def _decompressed(packed: bytes, size: int) -> bytes:
+def _decompressed(decompressor: zstandard.ZstdDecompressor, packed: bytes, size: int) -> bytes:
     if size > _MAX_PAGE:
         raise ValueError(f"page claims {size} bytes")
     try:
-        return _decompressor().decompress(packed, max_output_size=size, allow_extra_data=False)
+        return decompressor.decompress(packed, max_output_size=size, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise ValueError(f"page is damaged: {error}") from error

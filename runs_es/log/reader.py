@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, LiteralString
 
 from psycopg import Connection, OperationalError
 from psycopg.rows import TupleRow
@@ -19,7 +19,8 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 from runs_es.domain import TERMINAL_TOPICS, Fact, Provenance, Recorded, StoreUnavailable
 from runs_es.log import codec, session
 from runs_es.log.append import PAGE_TOPIC
-from runs_es.log.pages import decode_page, rendered
+from runs_es.log.key_cache import KeyCache
+from runs_es.log.pages import KEY_BYTES, KeyPage, decode_page, key_of, rendered
 
 FACT_COLUMNS = (
     "thread_id, topic, state, seq, revision, position, recorded_at, actor, reason, correlation_id, causation_id"
@@ -29,6 +30,11 @@ CONTENT_TOPICS = ("message.recorded", "event.recorded")
 
 
 READ_BYTES = 256 * 1024
+_TRIES = 3
+
+
+class KeyPageGone(ValueError):
+    """The key page of a delta is not there. It went together with the delta, which was read just before."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ class Row:
     topic: str
     state: bytes
     first_frame: int | None = None
+    key: KeyPage | None = None
 
     def know(self, bodies: list[bytes]) -> None:
         """Give the page's frames where they are at hand: they need not be decoded then."""
@@ -53,7 +60,7 @@ class Row:
     @cached_property
     def bodies(self) -> list[bytes]:
         """The page's frames as stored: without their ids."""
-        return decode_page(self.state)
+        return decode_page(self.state, self.key)
 
     @cached_property
     def frames(self) -> list[bytes]:
@@ -89,7 +96,10 @@ class RunBounds:
 class LogReader:
     """Reads over a small pool of connections. Synchronous: an async caller goes through a thread."""
 
-    def __init__(self, url: str, schema: str, *, pool_size: int = 8, timeout: float = 30.0) -> None:
+    def __init__(
+        self, url: str, schema: str, *, pool_size: int = 8, timeout: float = 30.0, key_bytes: int = KEY_BYTES
+    ) -> None:
+        self._keys = KeyCache(key_bytes)
         self._pool: ConnectionPool[Connection[TupleRow]] = ConnectionPool(
             url,
             min_size=1,
@@ -130,31 +140,69 @@ class LogReader:
 
         At most `limit`, and no more than READ_BYTES need: a reader that stalls keeps what it has read.
         """
-        with self.connection() as connection:
-            rows = connection.execute(
-                "select seq, n, run_id, topic, state, first_frame"
-                " from (select seq, n, run_id, topic, state, first_frame,"
-                "   sum(octet_length(state)) over (order by seq) - octet_length(state) before from events"
-                "   where thread_id = %s and seq > %s order by seq limit %s) r where before < %s order by seq",
-                (thread_id, seq, limit, READ_BYTES),
-                binary=True,
-            ).fetchall()
-        return [Row(last - n + 1, last, run_id, topic, state, ff) for last, n, run_id, topic, state, ff in rows]
+        statement = (
+            "select seq, n, run_id, topic, state, first_frame"
+            " from (select seq, n, run_id, topic, state, first_frame,"
+            "   sum(octet_length(state)) over (order by seq) - octet_length(state) before from events"
+            "   where thread_id = %s and seq > %s order by seq limit %s) r where before < %s order by seq"
+        )
+        return self._rows(thread_id, statement, (thread_id, seq, limit, READ_BYTES))
 
     def rows_before(self, thread_id: str, seq: int, limit: int) -> list[Row]:
         """The thread's last `limit` rows that hold anything before `seq`, in ascending order."""
-        with self.connection() as connection:
-            rows = connection.execute(
-                "(select seq, n, run_id, topic, state, first_frame from events"
-                "  where thread_id = %(t)s and seq >= %(s)s order by seq limit 1)"
-                " union all"
-                " (select seq, n, run_id, topic, state, first_frame from events"
-                "  where thread_id = %(t)s and seq < %(s)s order by seq desc limit %(l)s)",
-                {"t": thread_id, "s": seq, "l": limit},
-                binary=True,
-            ).fetchall()
-        found = [Row(last - n + 1, last, run_id, topic, state, ff) for last, n, run_id, topic, state, ff in rows]
+        statement = (
+            "(select seq, n, run_id, topic, state, first_frame from events"
+            "  where thread_id = %(t)s and seq >= %(s)s order by seq limit 1)"
+            " union all"
+            " (select seq, n, run_id, topic, state, first_frame from events"
+            "  where thread_id = %(t)s and seq < %(s)s order by seq desc limit %(l)s)"
+        )
+        found = self._rows(thread_id, statement, {"t": thread_id, "s": seq, "l": limit})
         return sorted((row for row in found if row.first < seq), key=lambda row: row.last)
+
+    def _rows(self, thread_id: str, statement: LiteralString, parameters: Any) -> list[Row]:
+        for _ in range(_TRIES):
+            with self.connection() as connection:
+                rows = connection.execute(statement, parameters, binary=True).fetchall()
+                try:
+                    return self._decodable(connection, thread_id, rows)
+                except KeyPageGone:
+                    continue  # retention came in between: the deltas have gone as well
+        raise KeyPageGone(f"thread {thread_id} has pages that cannot be read: their key page is missing")
+
+    def _decodable(self, connection: Connection[TupleRow], thread_id: str, rows: list[TupleRow]) -> list[Row]:
+        """These rows (seq, n, run_id, topic, state, first_frame), each with the key page that it needs."""
+        needed = [key_of(row[4]) if row[3] == PAGE_TOPIC else None for row in rows]
+        seqs = {seq for seq in needed if seq is not None}
+        keys = self._key_pages(connection, thread_id, seqs, rows) if seqs else {}
+        return [
+            Row(last - n + 1, last, run_id, topic, state, ff, None if key is None else keys[key])
+            for (last, n, run_id, topic, state, ff), key in zip(rows, needed, strict=True)
+        ]
+
+    def _key_pages(
+        self, connection: Connection[TupleRow], thread_id: str, seqs: set[int], rows: Sequence[TupleRow] = ()
+    ) -> dict[int, KeyPage]:
+        """The key pages at `seqs`: from memory, from `rows` that were just read, or by one more read."""
+        found = self._keys.get(thread_id, seqs)
+        states = {row[0]: row[4] for row in rows if row[0] in seqs and row[0] not in found}
+        missing = [seq for seq in seqs if seq not in found and seq not in states]
+        if missing:
+            statement = "select seq, state from events where thread_id = %s and seq = any(%s) and segment > 0"
+            states.update(connection.execute(statement, (thread_id, missing), binary=True).fetchall())
+        if len(states) + len(found) < len(seqs):
+            raise KeyPageGone(f"a key page of thread {thread_id} is not there any more")
+        read = {seq: KeyPage(seq, state) for seq, state in states.items()}
+        self._keys.put(thread_id, read)
+        return {**found, **read}
+
+    def bodies(self, thread_id: str, state: bytes) -> list[bytes]:
+        """The bodies of a page of the thread that was read elsewhere. Raises KeyPageGone when retention has cut it."""
+        seq = key_of(state)
+        if seq is None:
+            return decode_page(state)
+        with self.connection() as connection:
+            return decode_page(state, self._key_pages(connection, thread_id, {seq})[seq])
 
     def head(self, thread_id: str) -> Head | None:
         with self.connection() as connection:

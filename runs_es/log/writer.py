@@ -36,7 +36,9 @@ from psycopg.rows import TupleRow
 from runs_es.domain import StoreUnavailable, WriteConflict
 from runs_es.log import append, session
 from runs_es.log.append import Append, Appended
+from runs_es.log.deltas import Deltas
 from runs_es.log.landed import landed_before, size
+from runs_es.log.pages import KEY_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +69,15 @@ OnCommit = Callable[[Sequence[tuple[Append, Appended]]], None]
 class LogWriter:
     """Appends for this process. `submit` from any thread; `on_commit` is called in the writer's, in commit order."""
 
-    def __init__(self, url: str, schema: str, on_commit: OnCommit, *, reconnect_seconds: float = 30.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        schema: str,
+        on_commit: OnCommit,
+        *,
+        reconnect_seconds: float = 30.0,
+        key_bytes: int = KEY_BYTES,
+    ) -> None:
         self._url = url
         self._schema = schema
         self._on_commit = on_commit
@@ -82,6 +92,7 @@ class LogWriter:
         self._held_until = 0.0
         self._connection: Connection[TupleRow] | None = None
         self._segment = 0
+        self._deltas = Deltas(key_bytes)
         self._unreplicated = False
         self._thread = threading.Thread(target=self._run, name="runs-es log writer", daemon=True)
         self._thread.start()
@@ -175,8 +186,6 @@ class LogWriter:
 
     def _commit_or_refuse(self, batch: list[Append]) -> None:
         try:
-            for request in batch:  # here and not under the lock, which every publisher needs
-                append.encode(request)
             self._commit(batch)
         except Exception as error:
             logger.exception("appending failed")
@@ -236,6 +245,7 @@ class LogWriter:
     def _execute(self, batch: list[Append]) -> dict[str, Appended]:
         """Send a batch of one kind, pages or not; what won, by thread."""
         connection = self._connection or self._connect()
+        self._deltas.encode(batch, self._segment)  # here and not under the lock, which every publisher needs
         parameters: tuple[object, ...] | dict[str, object]
         if batch[0].is_page:
             statement, parameters = append.APPEND_PAGES, append.page_parameters(batch, self._segment)
@@ -258,6 +268,8 @@ class LogWriter:
             if appended is None:
                 assert self._connection is not None
                 appended = landed_before(self._connection, request, in_doubt=in_doubt)
+            else:
+                self._deltas.acknowledged(request, appended, self._segment)
             if appended is None:
                 self._refuse([request], WriteConflict(f"thread {request.thread_id} changed meanwhile"))
             else:
@@ -311,6 +323,7 @@ class LogWriter:
         for request in requests:
             if request.future.done():
                 continue  # decided already, alone
+            self._deltas.forget(request)
             behind = self._take_behind(request)
             for each in (request, *behind):
                 _fail(each, error)
