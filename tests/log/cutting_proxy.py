@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,7 @@ class CuttingProxy:
         self._server = str(Path(str(parts["host"])) / f".s.PGSQL.{port}")
         self.url = conninfo.make_conninfo(url, host=str(folder))
         self.cuts = 0
+        self.before_cut: Callable[[], object] = lambda: None
         self._armed: bytes | None = None
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(folder / f".s.PGSQL.{port}"))
@@ -74,6 +76,7 @@ class CuttingProxy:
             while data := server.recv(_CHUNK):
                 if cut.is_set():
                     # The reply is here, so the statement is committed: now the client must not hear of it.
+                    self.before_cut()
                     self.cuts += 1
                     break
                 client.sendall(data)
