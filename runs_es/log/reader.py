@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, LiteralString
 
 from psycopg import Connection, OperationalError
@@ -20,7 +20,7 @@ from runs_es.domain import TERMINAL_TOPICS, Fact, Provenance, Recorded, StoreUna
 from runs_es.log import codec, session
 from runs_es.log.append import PAGE_TOPIC
 from runs_es.log.key_cache import KeyCache
-from runs_es.log.pages import KEY_BYTES, KeyPage, decode_page, key_of, rendered
+from runs_es.log.pages import KEY_BYTES, RAW, KeyPage, decode_page, key_of, only_body, rendered
 
 FACT_COLUMNS = (
     "thread_id, topic, state, seq, revision, position, recorded_at, actor, reason, correlation_id, causation_id"
@@ -30,6 +30,7 @@ CONTENT_TOPICS = ("message.recorded", "event.recorded")
 
 
 READ_BYTES = 256 * 1024
+_ROW_COLUMNS: LiteralString = "seq, n, run_id, topic, state, first_frame"
 _TRIES = 3
 
 
@@ -37,9 +38,9 @@ class KeyPageGone(ValueError):
     """The key page of a delta is not there. It went together with the delta, which was read just before."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class Row:
-    """A stored row as streams see it: a fact, or a page of frames. It covers seqs `first … last`."""
+    """A stored row as streams see it: a fact, or a page of frames. It covers seqs `first … last`. Never changed."""
 
     first: int
     last: int
@@ -48,29 +49,42 @@ class Row:
     state: bytes
     first_frame: int | None = None
     key: KeyPage | None = None
+    # Made when first asked for: a row in the ring is asked by each of its subscribers.
+    _bodies: list[bytes] | None = None
+    _frames: list[bytes] | None = None
+    _joined: bytes | None = None
 
     def know(self, bodies: list[bytes]) -> None:
         """Give the page's frames where they are at hand: they need not be decoded then."""
-        self.__dict__["bodies"] = bodies
+        self._bodies = bodies
 
     @property
     def is_page(self) -> bool:
         return self.topic == PAGE_TOPIC
 
-    @cached_property
+    @property
     def bodies(self) -> list[bytes]:
         """The page's frames as stored: without their ids."""
-        return decode_page(self.state, self.key)
+        if self._bodies is None:
+            self._bodies = decode_page(self.state, self.key)
+        return self._bodies
 
-    @cached_property
+    @property
     def frames(self) -> list[bytes]:
         """The page's frames as they go out, id and all; decoded and rendered once."""
-        return [rendered(body, self.first + offset) for offset, body in enumerate(self.bodies)]
+        if self._frames is None:
+            self._frames = [rendered(body, seq) for seq, body in enumerate(self.bodies, self.first)]
+        return self._frames
 
-    @cached_property
+    @property
     def joined(self) -> bytes:
         """All frames end to end."""
-        return b"".join(rendered(body, self.first + offset) for offset, body in enumerate(self.bodies))
+        if self._joined is None:
+            if self._bodies is None and self.first == self.last and self.state[0] == RAW:
+                self._joined = rendered(only_body(self.state), self.first)
+            else:
+                self._joined = b"".join([rendered(body, seq) for seq, body in enumerate(self.bodies, self.first)])
+        return self._joined
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,20 +155,20 @@ class LogReader:
         At most `limit`, and no more than READ_BYTES need: a reader that stalls keeps what it has read.
         """
         statement = (
-            "select seq, n, run_id, topic, state, first_frame"
-            " from (select seq, n, run_id, topic, state, first_frame,"
-            "   sum(octet_length(state)) over (order by seq) - octet_length(state) before from events"
-            "   where thread_id = %s and seq > %s order by seq limit %s) r where before < %s order by seq"
+            f"select {_ROW_COLUMNS} from (select *,"
+            "   sum(octet_length(state)) over (order by seq rows unbounded preceding) - octet_length(state) before"
+            f"   from (select {_ROW_COLUMNS} from events where thread_id = %s and seq > %s order by seq limit %s) e) r"
+            " where before < %s order by seq"
         )
         return self._rows(thread_id, statement, (thread_id, seq, limit, READ_BYTES))
 
     def rows_before(self, thread_id: str, seq: int, limit: int) -> list[Row]:
         """The thread's last `limit` rows that hold anything before `seq`, in ascending order."""
         statement = (
-            "(select seq, n, run_id, topic, state, first_frame from events"
+            f"(select {_ROW_COLUMNS} from events"
             "  where thread_id = %(t)s and seq >= %(s)s order by seq limit 1)"
             " union all"
-            " (select seq, n, run_id, topic, state, first_frame from events"
+            f" (select {_ROW_COLUMNS} from events"
             "  where thread_id = %(t)s and seq < %(s)s order by seq desc limit %(l)s)"
         )
         found = self._rows(thread_id, statement, {"t": thread_id, "s": seq, "l": limit})
@@ -163,7 +177,7 @@ class LogReader:
     def _rows(self, thread_id: str, statement: LiteralString, parameters: Any) -> list[Row]:
         for _ in range(_TRIES):
             with self.connection() as connection:
-                rows = connection.execute(statement, parameters, binary=True).fetchall()
+                rows = _in_order(connection, statement, parameters)
                 try:
                     return self._decodable(connection, thread_id, rows)
                 except KeyPageGone:
@@ -333,6 +347,18 @@ class LogReader:
                 binary=True,
             ).fetchone()
         return recorded(row) if row else None
+
+
+def _in_order(connection: Connection[TupleRow], statement: LiteralString, parameters: Any) -> list[TupleRow]:
+    """The first rows of a thread's order. Where the planner takes the thread for a small one, as it does any that its
+    statistics do not name, it would fetch and sort all the rest of it, again for each read.
+    """
+    connection.execute("set enable_bitmapscan = off")
+    try:
+        return connection.execute(statement, parameters, binary=True).fetchall()
+    finally:
+        if not connection.broken:
+            connection.execute("set enable_bitmapscan = on")
 
 
 def facts_after(connection: Connection[Any], position: int, limit: int) -> list[Recorded]:

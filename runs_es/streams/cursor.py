@@ -10,20 +10,22 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from runs_es.domain import TERMINAL_TOPICS, BadSequence, RunNotFound
-from runs_es.log.pages import event_of
+from runs_es.log.pages import RAW, event_of
 from runs_es.log.reader import Head, LogReader, Row, RunBounds
 from runs_es.streams.hub import Channel, Hub
 
 T = TypeVar("T")
 
 MAX_SEQ = 2**63 - 1
-READ_ROWS = 256
+READ_ROWS = 1024
+# Small pages are handed over together, up to so many bytes: most runs stream slowly and have a frame a page.
+STEP_BYTES = 64 * 1024
 _CURSOR = re.compile(r"(-1|[0-9]{1,19})(-0|-\*)?", re.ASCII)
 _ALWAYS_SHOWN = frozenset({"metadata", "error"})
 
@@ -40,22 +42,25 @@ def parse_cursor(text: str | None) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """Frames of the run after the cursor: of `row`, those from index `skip` on."""
+    """Frames of the run after the cursor: of `rows`, pages that follow each other, but for the first `skip`."""
 
-    row: Row
-    skip: int
+    rows: Sequence[Row]
+    skip: int = 0
 
     def encoded(self, modes: frozenset[str] | None = None) -> bytes:
         """As they go out, joined. With `modes`, only frames of those, and what is always shown."""
+        if modes is None and not self.skip:
+            return self.rows[0].joined if len(self.rows) == 1 else b"".join([row.joined for row in self.rows])
+        frames = [frame for row in self.rows for frame in row.frames][self.skip :]
         if modes is None:
-            return self.row.joined if not self.skip else b"".join(self.row.frames[self.skip :])
-        bodies = self.row.bodies[self.skip :]
-        shown = [is_shown(event_of(body), modes) for body in bodies]
-        return b"".join(frame for frame, show in zip(self.row.frames[self.skip :], shown, strict=True) if show)
+            return b"".join(frames)
+        shown = [is_shown(event_of(body), modes) for _, body in self.items()]
+        return b"".join(frame for frame, show in zip(frames, shown, strict=True) if show)
 
     def items(self) -> list[tuple[int, bytes]]:
         """(seq, body) of each."""
-        return list(enumerate(self.row.bodies[self.skip :], self.row.first + self.skip))
+        bodies = [body for row in self.rows for body in row.bodies]
+        return list(enumerate(bodies, self.rows[0].first))[self.skip :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +103,20 @@ def is_shown(event: str, modes: frozenset[str]) -> bool:
     if name in _ALWAYS_SHOWN or name in modes:
         return True
     return name == "messages" and "messages-tuple" in modes
+
+
+def _with_small_ones_behind(row: Row, rows: deque[Row]) -> list[Row]:
+    """`row`, and the pages of its run at the head of `rows` that go out with it; takes those from `rows`."""
+    pages = [row]
+    size = len(row.state)
+    # Raw pages only: of the others it is not known how large they are.
+    while rows and size < STEP_BYTES and row.state[0] == RAW:
+        row = rows[0]
+        size += len(row.state)
+        if row.state[0] != RAW or not row.is_page or row.run_id != pages[0].run_id or row.first != pages[-1].last + 1:
+            break
+        pages.append(rows.popleft())
+    return pages
 
 
 class RunStreams:
@@ -196,7 +215,9 @@ class RunStream:
                     return
                 if row.run_id == self._run_id:
                     if row.is_page:
-                        yield Frames(row, max(cursor + 1 - row.first, 0))
+                        pages = _with_small_ones_behind(row, rows)
+                        yield Frames(pages, max(cursor + 1 - row.first, 0))
+                        row = pages[-1]
                     elif row.topic in TERMINAL_TOPICS:
                         yield End(row.last)
                         return

@@ -23,7 +23,7 @@ QUICK = Settings(stream_heartbeat_seconds=0.01)
 
 def page(first: int, *events: tuple[str, object]) -> Frames:
     bodies = [frame(event, orjson.dumps(data)) for event, data in events]
-    return Frames(Row(first, first + len(bodies) - 1, "r", PAGE_TOPIC, encode_page(bodies)), 0)
+    return Frames([Row(first, first + len(bodies) - 1, "r", PAGE_TOPIC, encode_page(bodies))])
 
 
 async def stepping(steps: Iterable[Step]) -> AsyncIterator[Step]:

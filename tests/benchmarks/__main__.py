@@ -6,11 +6,16 @@ import sys
 
 from runs_es.database.embedded import EmbeddedPostgres
 from runs_es.database.migrate import migrate
-from tests.benchmarks import append, serving
+from tests.benchmarks import append, replay, serving, storage
 from tests.benchmarks.figures import console, machine
 from tests.conftest import SCHEMA, new_database, new_folder
 
-BENCHMARKS = {"append": append.measure, "serving": serving.measure}
+BENCHMARKS = {
+    "append": append.measure,
+    "replay": replay.measure,
+    "serving": serving.measure,
+    "storage": storage.measure,
+}
 
 
 def main() -> None:
