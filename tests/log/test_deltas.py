@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from tests.log.states import values_frames
 
 SAMPLES = Path(__file__).parent / "samples" / "pages"
 MIB = 1024 * 1024
+NOW = datetime.now(UTC)
 
 
 @pytest.fixture
@@ -313,7 +315,7 @@ class Told:
         last = self._seqs[request.thread_id] = (
             first + sum(len(item.bodies) if isinstance(item, PageItem) else 1 for item in request.items) - 1
         )
-        self.deltas.acknowledged(request, Appended(request.thread_id, first, last, 1, 1, 1, None, ""), segment)
+        self.deltas.acknowledged(request, Appended(request.thread_id, first, last, 1, 1, 1, None, NOW), segment)
 
 
 def noise(size: int, seed: int = 0, event: str = "values") -> bytes:

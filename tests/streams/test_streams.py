@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from runs_es.domain import BadSequence, Run, RunNotFound, ThreadCreated, now
 from runs_es.log import segments, session
-from runs_es.log.append import Appended
+from runs_es.log.append import PAGE_TOPIC, Appended
 from runs_es.log.event_log import EventLog
-from runs_es.log.pages import frame
+from runs_es.log.pages import encode_page, frame, rendered
+from runs_es.log.reader import Row
 from runs_es.log.run_writer import RunWriter
 from runs_es.streams.broker import LogRunStreamBroker
 from runs_es.streams.cursor import End, Frames, Gap, Heartbeat, RunStreams, is_shown, parse_cursor
@@ -296,3 +297,17 @@ def test_a_filter_by_mode_never_hides_metadata_and_error() -> None:
     only = frozenset({"messages-tuple"})
     events = ["metadata", "error", "values", "messages", "messages|n:1", "messages/partial"]
     assert [event for event in events if not is_shown(event, only)] == ["values"]
+
+
+@pytest.mark.parametrize("skip", [0, 1, 4])
+def test_pages_that_go_out_together_are_those_pages_end_to_end(skip: int) -> None:
+    names = ["values", "custom", "custom", "metadata", "values", "custom"]
+    bodies = [frame(name, b'"%d"' % number) for number, name in enumerate(names)]
+    rows = [Row(7, 8, "r", PAGE_TOPIC, encode_page(bodies[:2]))]
+    rows += [Row(9 + n, 9 + n, "r", PAGE_TOPIC, encode_page([body])) for n, body in enumerate(bodies[2:])]
+    frames = Frames(rows, skip)
+    written = [rendered(body, 7 + n) for n, body in enumerate(bodies)]
+    assert frames.encoded() == b"".join(written[skip:])
+    wanted = [each for each, name in zip(written, names, strict=True) if name in ("values", "metadata")]
+    assert frames.encoded(frozenset({"values"})) == b"".join(each for each in wanted if each in written[skip:])
+    assert frames.items() == list(enumerate(bodies, 7))[skip:]
