@@ -43,8 +43,12 @@ format: install ## Put the code in form
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: install ## Measure; prints tables
-	@$(BIN)/python -m tests.benchmarks
+bench: $(VENV)/.bench ## Measure; prints tables, draws plots. BENCH="append streaming" for some of it
+	@$(BIN)/python -m tests.benchmarks $(BENCH)
+
+$(VENV)/.bench: $(STAMP)
+	@$(BIN)/python -m pip install -qq --group bench
+	@touch $@
 
 faults: install ## The long fault suite: kills, cuts, stalls, lost connections, seeded
 	@$(BIN)/python -m pytest -m faults tests/acceptance

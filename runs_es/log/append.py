@@ -131,7 +131,7 @@ class Append:
 
 
 # Pages only: one row a thread, a page each. No fact, hence no position, hence no global lock. Heads are locked in the
-# order of their ids. What a request brings stays in its parameter until the insert takes it from there by `ord`: to join
+# order of their ids. What a request brings stays in its parameter until the insert takes it by `ord`: joining
 # requests to rows again is to compare each with each (256 requests: 19 ms, now 4.5) and to copy pages at every step.
 APPEND_PAGES = """
 with won as materialized (

@@ -1,19 +1,24 @@
 """Appending, side by side in one run: this log, the `eventsourcing` library's stock recorder, a bare insert of rows,
-and one row a batch. Every contender acknowledges only what is durable; producers are threads that wait for each
-acknowledgement. Rounds are interleaved, ratios are of the same round.
+one row a batch, and a Redis stream where redis-server is installed. Every contender acknowledges only what is durable.
+Producers are threads that wait for each acknowledgement, in one process or spread over two; rounds are interleaved,
+ratios are of the same round. `pgbench` says how many commits the disk gives that round.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import random
 import statistics
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from multiprocessing.connection import Connection
+from typing import Any
 
 import psycopg
+import redis
 from eventsourcing.persistence import StoredEvent
 from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastore
 from psycopg import conninfo
@@ -23,10 +28,24 @@ from runs_es.log.event_log import EventLog
 from runs_es.log.pages import frame
 from runs_es.log.run_writer import RunWriter
 from tests.benchmarks.figures import show
+from tests.benchmarks.limits import commits_a_second, redis_server
+from tests.benchmarks.plots import bars
 
 ROUNDS = 5
 SECONDS = 1.0
-CASES = [(16, 1), (16, 10), (16, 100), (64, 1), (1, 1), (1, 100)]  # producers, events a write
+# processes, producers, events a write
+CASES = [
+    (1, 16, 1),
+    (1, 16, 10),
+    (1, 16, 100),
+    (1, 64, 1),
+    (2, 16, 1),
+    (2, 16, 10),
+    (2, 16, 100),
+    (2, 64, 1),
+    (1, 1, 1),
+]
+CASES += [(1, 1, 100)]
 
 # One write of a producer: appends and returns once that is durable.
 Write = Callable[[], None]
@@ -138,16 +157,42 @@ def _ignored(_: object) -> None:
     return None
 
 
-CONTENDERS = {"runs-es": our_log, "stock recorder": stock_recorder, "bare rows": bare_rows, "row a batch": row_a_batch}
+def redis_stream(stack: ExitStack, url: str, producers: int, size: int) -> list[Write]:
+    """XADD in a pipeline, a stream a producer, `appendfsync always`. `url` is the Redis server's."""
+    client = stack.enter_context(redis.Redis.from_url(url))
+
+    def producer() -> Write:
+        key = str(uuid.uuid4())
+
+        def write() -> None:
+            with client.pipeline(transaction=False) as pipeline:
+                for event in some(size):
+                    pipeline.xadd(key, {"data": event})
+                pipeline.execute()
+
+        return write
+
+    return [producer() for _ in range(producers)]
 
 
-@contextmanager
-def contender(name: str, url: str, producers: int, size: int) -> Iterator[list[Write]]:
+CONTENDERS = {
+    "runs-es": our_log,
+    "stock recorder": stock_recorder,
+    "bare rows": bare_rows,
+    "row a batch": row_a_batch,
+    "redis": redis_stream,
+}
+
+
+def produce(pipe: Connection, name: str, url: str, producers: int, size: int) -> None:
+    """One process of a contender: says when it is ready, runs for SECONDS when told to, answers events a second."""
     with ExitStack() as stack:
         writes = CONTENDERS[name](stack, url, producers, size)
         for write in writes:
             write()  # warm: connections, plans
-        yield writes
+        pipe.send("ready")
+        pipe.recv()
+        pipe.send(events_a_second(writes, size))
 
 
 def events_a_second(writes: list[Write], size: int) -> float:
@@ -156,13 +201,13 @@ def events_a_second(writes: list[Write], size: int) -> float:
     begin = threading.Barrier(len(writes) + 1)
     stop = threading.Event()
 
-    def produce(index: int) -> None:
+    def work(index: int) -> None:
         begin.wait()
         while not stop.is_set():
             writes[index]()
             done[index] += size
 
-    threads = [threading.Thread(target=produce, args=(index,)) for index in range(len(writes))]
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(writes))]
     for each in threads:
         each.start()
     begin.wait()
@@ -174,24 +219,78 @@ def events_a_second(writes: list[Write], size: int) -> float:
     return sum(done) / (time.perf_counter() - started)
 
 
+def speed(name: str, url: str, case: tuple[int, int, int]) -> float:
+    """Events a second of all processes of a contender together."""
+    processes, producers, size = case
+    context: Any = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.benchmarks.append"])
+    pipes, workers = [], []
+    for _ in range(processes):
+        ours, theirs = context.Pipe()
+        worker = context.Process(target=produce, args=(theirs, name, url, producers // processes, size))
+        worker.start()
+        theirs.close()
+        ours.recv()  # one after the other: they make their tables
+        pipes.append(ours)
+        workers.append(worker)
+    for pipe in pipes:
+        pipe.send("go")
+    total = sum(pipe.recv() for pipe in pipes)
+    for worker in workers:
+        worker.join()
+    return float(total)
+
+
 def measure(database_url: str) -> None:
-    rows = []
-    for producers, size in CASES:
-        speeds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-        for _ in range(ROUNDS):
-            for name in CONTENDERS:
-                with contender(name, database_url, producers, size) as writes:
-                    speeds[name].append(events_a_second(writes, size))
-        ours = speeds["runs-es"]
-        medians = [statistics.median(speeds[name]) for name in CONTENDERS]
-        ratios = [
-            statistics.median(a / b for a, b in zip(ours, speeds[name], strict=True))
-            for name in CONTENDERS
-            if name != "runs-es"
-        ]
-        rows.append([f"{producers} x {size}", *(f"{median:,.0f}" for median in medians), *(f"{r:.2f}" for r in ratios)])
+    """Print the table and draw the plots."""
+    with redis_server() as redis_url:
+        urls = dict.fromkeys(CONTENDERS, database_url)
+        if redis_url is None:
+            del urls["redis"]
+        else:
+            urls["redis"] = redis_url
+        rows, medians, commits = [], [], []
+        for case in CASES:
+            speeds: dict[str, list[float]] = {name: [] for name in urls}
+            for _ in range(ROUNDS):
+                commits.append(commits_a_second(database_url))
+                for name, url in urls.items():
+                    speeds[name].append(speed(name, url, case))
+            medians.append({name: statistics.median(values) for name, values in speeds.items()})
+            rows.append(_row(case, speeds))
+    others = [name for name in urls if name != "runs-es"]
     show(
-        f"append, events a second: producers x events a write; medians of {ROUNDS} interleaved rounds of {SECONDS} s",
-        ["", *CONTENDERS, "x stock", "x rows", "x row a batch"],
+        "append, events a second: processes / producers x events a write;"
+        f" medians of {ROUNDS} interleaved rounds of {SECONDS:g} s",
+        ["", *urls, *(f"x {name}" for name in others)],
         rows,
+    )
+    commit = statistics.median(commits)
+    show(
+        "the limit of the disk: pgbench, 16 clients, one small insert a transaction",
+        ["", "median", "min", "max"],
+        [["commits a second", commit, min(commits), max(commits)]],
+    )
+    _draw(medians)
+
+
+def _row(case: tuple[int, int, int], speeds: dict[str, list[float]]) -> list[str]:
+    ours = speeds["runs-es"]
+    ratios = [
+        statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+        for name, theirs in speeds.items()
+        if name != "runs-es"
+    ]
+    values = [f"{statistics.median(values):,.0f}" for values in speeds.values()]
+    return ["{} / {} x {}".format(*case), *values, *(f"{ratio:.2f}" for ratio in ratios)]
+
+
+def _draw(medians: Sequence[dict[str, float]]) -> None:
+    labels = ["{} x {}\n{} process{}".format(p, size, n, "es" if n > 1 else "") for n, p, size in CASES]
+    bars(
+        "append",
+        "Appending durably: events a second (logarithmic), producers x events a write",
+        labels,
+        {name: [each[name] for each in medians] for name in medians[0]},
+        logarithmic=True,
     )
