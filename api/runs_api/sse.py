@@ -77,18 +77,23 @@ class EventStream(Response):
             await self._on_client_left()
 
     async def _run(self, receive: Receive, send: Send, abort: Callable[[], None] | None) -> Ending:
-        outbox = Outbox(self._settings.stream_heartbeat_seconds)
+        limit = asyncio.timeout(None)
+        outbox = Outbox(self._settings, limit)
         reading = asyncio.create_task(self._fill(outbox))
         listening = asyncio.create_task(client_left(receive))
         listening.add_done_callback(lambda _: outbox.close(Ending.CLIENT_LEFT))
         try:
-            start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-            await deliver(send, start, self._settings.send_timeout_seconds)
-            return await self._empty(outbox, send)
-        except Undelivered as undelivered:
-            if undelivered.ending is Ending.CUT and abort is not None:
+            async with limit:
+                start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+                await outbox.deliver(send, start)
+                return await self._empty(outbox, send)
+        except TimeoutError:
+            logger.info("a reader took nothing for %s s and is cut off", self._settings.send_timeout_seconds)
+            if abort is not None:
                 abort()  # closing would wait for a reader that reads nothing
-            return undelivered.ending
+            return Ending.CUT
+        except OSError:
+            return Ending.CLIENT_LEFT  # how some servers say so
         finally:
             outbox.stop()
             for task in (reading, listening):
@@ -126,24 +131,31 @@ class EventStream(Response):
             done = ending is Ending.COMPLETE
             if piece or done:
                 body = {"type": "http.response.body", "body": piece, "more_body": not done}
-                await deliver(send, body, self._settings.send_timeout_seconds)
+                await outbox.deliver(send, body)
             if ending is not None:
                 return ending
 
 
 class Outbox:
-    """What waits to be sent, at most about `MAX_PIECE`; every `heartbeat` seconds of silence it holds a heartbeat."""
+    """What waits to be sent, at most about `MAX_PIECE`.
 
-    def __init__(self, heartbeat: float) -> None:
+    After so many seconds of silence it holds a heartbeat; when a send takes too long, it lets `limit` run out. One
+    timer for the whole stream looks after both, when one of them can be due: cheaper than one for each send and wait.
+    """
+
+    def __init__(self, settings: Settings, limit: asyncio.Timeout) -> None:
         self._parts: list[bytes] = []
         self._size = 0
         self._ending: Ending | None = None
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
         self._loop = asyncio.get_running_loop()
-        self._heartbeat = heartbeat
+        self._heartbeat = settings.stream_heartbeat_seconds
+        self._patience = settings.send_timeout_seconds
+        self._limit = limit
         self._spoken = self._loop.time()
-        self._timer = self._loop.call_later(heartbeat, self._beat)
+        self._sending_since: float | None = None
+        self._timer = self._loop.call_later(min(self._heartbeat, self._patience), self._beat)
 
     async def put(self, data: bytes) -> None:
         """Add `data`, once there is room."""
@@ -176,15 +188,33 @@ class Outbox:
         """End the heartbeat."""
         self._timer.cancel()
 
+    async def deliver(self, send: Send, message: Message) -> None:
+        """Send, within the time that a reader has to take it."""
+        self._sending_since = self._loop.time()
+        await send(message)
+        self._sending_since = None
+
     def _beat(self) -> None:
-        """One timer for the whole stream, moved on by what was sent meanwhile: cheaper than one for each wait."""
-        silent = self._loop.time() - self._spoken
-        if silent >= self._heartbeat * 0.99 and not self._parts:
-            self._parts.append(HEARTBEAT)
-            self._size += len(HEARTBEAT)
-            self._changed.set()
-            silent = 0.0
-        self._timer = self._loop.call_later(max(self._heartbeat - silent, 0.01), self._beat)
+        now = self._loop.time()
+        pause = min(self._heartbeat, self._patience)
+        if self._sending_since is None:
+            pause = min(pause, self._heartbeat - self._speak(now))
+        elif now - self._sending_since >= self._patience:
+            self._limit.reschedule(now)
+            return
+        else:
+            pause = min(pause, self._sending_since + self._patience - now)
+        self._timer = self._loop.call_later(max(pause, 0.01), self._beat)
+
+    def _speak(self, now: float) -> float:
+        """Add a heartbeat if it is time for one; returns for how long there has been silence."""
+        silent = now - self._spoken
+        if silent < self._heartbeat * 0.99 or self._parts:
+            return silent
+        self._parts.append(HEARTBEAT)
+        self._size += len(HEARTBEAT)
+        self._changed.set()
+        return 0.0
 
 
 # The ASGI extension by which the server lets a response drop its connection at once; see `server.py`.

@@ -126,6 +126,7 @@ class RunStreams:
         self._hub = hub
         self._reader = reader
         self._threads = threads
+        self._reading: dict[tuple[object, Channel, int, int], asyncio.Future[list[Row]]] = {}
         self.closing = False
 
     def close(self) -> None:
@@ -148,6 +149,19 @@ class RunStreams:
     def _locate(self, thread_id: str, run_id: str) -> tuple[Head | None, RunBounds | None]:
         # The head first: had the run started before it was read, the bounds show it.
         return self._reader.head(thread_id), self._reader.bounds(thread_id, run_id)
+
+    async def _rows_after(self, channel: Channel, cursor: int, version: int) -> Sequence[Row]:
+        """A read of the database that everybody shares who stands at `cursor` and has seen the same `version`.
+
+        Whoever has seen a newer one may not: what woke it may have been committed after that read had begun.
+        """
+        key = (asyncio.get_running_loop(), channel, cursor, version)
+        reading = self._reading.get(key)
+        if reading is None:
+            reading = asyncio.ensure_future(self._call(self._reader.rows_after, channel.thread_id, cursor, READ_ROWS))
+            self._reading[key] = reading
+            reading.add_done_callback(lambda _: self._reading.pop(key))
+        return await asyncio.shield(reading)
 
     async def _call(self, function: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
@@ -206,7 +220,7 @@ class RunStream:
         self._channel.heard(self._head.seq)
         while not self._streams.closing:
             version = self._channel.version
-            rows = deque(await self._read(cursor))
+            rows = deque(await self._read(cursor, version))
             nothing = not rows
             while rows:
                 row = rows.popleft()  # let go of each once it is sent: a stalled reader holds one
@@ -233,13 +247,9 @@ class RunStream:
             return max(self._after, self._bounds.ended - 1)
         return max(self._after, self._bounds.created, self._head.seq)
 
-    async def _read(self, cursor: int) -> list[Row]:
+    async def _read(self, cursor: int, version: int) -> Sequence[Row]:
         rows = self._channel.read(cursor, READ_ROWS)
-        if rows is None:
-            rows = await self._streams._call(
-                self._streams._reader.rows_after, self._channel.thread_id, cursor, READ_ROWS
-            )
-        return rows
+        return await self._streams._rows_after(self._channel, cursor, version) if rows is None else rows
 
     async def _gap(self) -> Gap:
         first, last = await self._streams._call(self._streams._reader.available, self._channel.thread_id, self._run_id)

@@ -28,7 +28,7 @@ class Channel:
         self._size = 0
         self._limit = ring_bytes
         self._lock = threading.Lock()
-        self._waiters: dict[asyncio.AbstractEventLoop, asyncio.Future[None]] = {}
+        self._waiters: dict[asyncio.AbstractEventLoop, set[asyncio.Future[bool]]] = {}
 
     def push(self, rows: Sequence[Row]) -> None:
         """Rows just committed by this process, in order."""
@@ -63,28 +63,34 @@ class Channel:
             self.known = max(self.known, seq)
             self.version += 1
             waiters, self._waiters = self._waiters, {}
-        for loop, waiter in waiters.items():
+        for loop, waiting in waiters.items():
             try:
-                loop.call_soon_threadsafe(_release, waiter)
+                loop.call_soon_threadsafe(_release, waiting)
             except RuntimeError:
                 continue  # that loop has closed; nobody waits there any more
 
     def heard(self, seq: int) -> None:
-        """`seq` is in the database already: no poll need wake anybody for it."""
-        with self._lock:
-            self.known = max(self.known, seq)
+        """`seq` is in the database: nobody need be woken for it again, but who read before it was there must be now."""
+        if seq > self.known:
+            self.wake(seq)
 
-    async def changed(self, version: int, timeout: float) -> bool:
+    async def changed(self, version: int, timeout: float | None = None) -> bool:
         """Wait until `version` is no longer current; False after `timeout` seconds."""
         loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[bool] = loop.create_future()
         with self._lock:
             if self.version != version:
                 return True
-            waiter = self._waiters.get(loop)
-            if waiter is None:
-                waiter = self._waiters[loop] = loop.create_future()
-        done, _ = await asyncio.wait((waiter,), timeout=timeout)
-        return bool(done)
+            self._waiters.setdefault(loop, set()).add(waiter)
+        timer = None if timeout is None else loop.call_later(timeout, _settle, waiter, False)
+        try:
+            return await waiter
+        finally:
+            if timer is not None:
+                timer.cancel()
+            with self._lock:
+                if loop in self._waiters:
+                    self._waiters[loop].discard(waiter)
 
 
 def _bytes(row: Row) -> int:
@@ -92,9 +98,14 @@ def _bytes(row: Row) -> int:
     return sum(map(len, row.bodies)) if row.is_page else len(row.state)
 
 
-def _release(waiter: asyncio.Future[None]) -> None:
+def _settle(waiter: asyncio.Future[bool], changed: bool) -> None:
     if not waiter.done():
-        waiter.set_result(None)
+        waiter.set_result(changed)
+
+
+def _release(waiting: set[asyncio.Future[bool]]) -> None:
+    for waiter in waiting:
+        _settle(waiter, True)
 
 
 class Hub:
