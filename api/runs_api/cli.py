@@ -1,4 +1,4 @@
-"""The command line: `runs-es serve | work | migrate | rebuild | history | tail | retain | erase`.
+"""The command line: `runs-es serve | work | migrate | rebuild | history | diff | tail | retain | erase`.
 
 What can be expected to go wrong is answered with one sentence that says what to do, and exit code 1 (2 for a wrong
 command line); a traceback here is a mistake of ours.
@@ -25,11 +25,9 @@ from psycopg.conninfo import conninfo_to_dict
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
-from runs_api import cli_retention, cli_tail
-from runs_api import history as histories
+from runs_api import cli_diff, cli_history, cli_retention, cli_tail
 from runs_api.meta import version_of
 from runs_api.terminal import Refused, err, migrated_database, out
 from runs_es.database import (
@@ -40,7 +38,7 @@ from runs_es.database import (
     open_database,
 )
 from runs_es.database import migrate as migrations
-from runs_es.domain import Recorded, StoreUnavailable, UnknownTopic
+from runs_es.domain import StoreUnavailable, UnknownTopic
 from runs_es.execution.langgraph.graphs import GraphLoadError
 from runs_es.settings import Settings
 
@@ -329,55 +327,6 @@ app.command()(cli_retention.retain)
 app.command()(cli_retention.erase)
 
 
-@app.command()
-def history(
-    run: Annotated[str, typer.Argument(help="A run's id.")],
-    json: Annotated[bool, typer.Option("--json", help="One JSON object a fact, with everything it holds.")] = False,
-) -> None:
-    """Show what happened to a run: every fact, when, who did it, and why; also of a deleted run."""
-    from runs_es.log.reader import LogReader
-
-    settings = Settings()
-    with migrated_database(settings) as database:
-        reader = LogReader(database.url, settings.db_schema, pool_size=1)
-        try:
-            facts = histories.facts_of(reader, run)
-        finally:
-            reader.close()
-    if not facts:
-        raise Refused(f"there is no run {run} in {settings.db_schema}")
-    if json:
-        for recorded in facts:
-            sys.stdout.write(orjson.dumps(histories.as_json(recorded)).decode() + "\n")
-        return
-    if not out.is_terminal:
-        for row in (_COLUMNS, *map(_row, facts)):
-            sys.stdout.write("\t".join(row) + "\n")
-        return
-    out.print(f"run {run} of thread {facts[0].fact.thread_id}")
-    table = Table(*_COLUMNS, box=None, pad_edge=False, header_style="bold")
-    table.columns[0].justify = "right"
-    table.columns[1].no_wrap = True
-    for column in table.columns[2:]:
-        column.overflow = "fold"
-    for recorded in facts:
-        table.add_row(*map(Text, _row(recorded)))
-    out.print(table, soft_wrap=False)
-
-
-_COLUMNS = ("seq", "when", "what", "who", "why")
-
-
-def _row(recorded: Recorded) -> tuple[str, ...]:
-    provenance = recorded.provenance
-    when = recorded.recorded_at[:23].replace("T", " ")
-    what = histories.what(recorded.fact)
-    return str(recorded.seq), when, _shown(what), _shown(provenance.actor), _shown(provenance.reason)
-
-
-def _shown(text: str | None) -> str:
-    """On one line, without control characters: what a caller wrote must not drive the reader's terminal."""
-    return " ".join("".join(each if each.isprintable() else " " for each in text or "").split())
-
-
+app.command()(cli_history.history)
+app.command()(cli_diff.diff)
 app.command()(cli_tail.tail)

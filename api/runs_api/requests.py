@@ -109,7 +109,8 @@ _UUID_SCHEMA = WithJsonSchema({"type": "string", "format": "uuid"})
 ThreadIdText = Annotated[str, AfterValidator(_uuid("Invalid thread ID: must be a UUID")), _UUID_SCHEMA]
 CheckpointIdText = Annotated[str, AfterValidator(_uuid("Invalid checkpoint ID")), _UUID_SCHEMA]
 ThreadIdPath = Annotated[ThreadIdText, Path()]
-RunIdPath = Annotated[str, Path(), AfterValidator(_uuid("Invalid run ID: must be a UUID")), _UUID_SCHEMA]
+RunIdText = Annotated[str, AfterValidator(_uuid("Invalid run ID: must be a UUID")), _UUID_SCHEMA]
+RunIdPath = Annotated[RunIdText, Path()]
 AssistantIdPath = Annotated[str, Path(), AfterValidator(_uuid("Invalid assistant ID: must be a UUID")), _UUID_SCHEMA]
 CheckpointIdPath = Annotated[CheckpointIdText, Path()]
 

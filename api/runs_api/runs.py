@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Query
 from starlette.responses import Response
 
+from runs_api.as_of import AsOfQuery, as_of_header, run_as_of
 from runs_api.caller import CallerOf
 from runs_api.creation import stateful
 from runs_api.delivery import Delivery
@@ -80,7 +81,13 @@ async def list_runs(
 
 
 @router.get("/{run_id}", response_model=Run, summary="Get a run")
-async def get_run(thread_id: ThreadIdPath, run_id: RunIdPath, edge: EdgeOf, caller: CallerOf) -> Response:
+async def get_run(
+    thread_id: ThreadIdPath, run_id: RunIdPath, edge: EdgeOf, caller: CallerOf, moment: AsOfQuery
+) -> Response:
+    """Always current. As of an earlier moment, a run that was deleted since is there too."""
+    if moment is not None:
+        past, seq = await run_as_of(edge, caller, thread_id, run_id, moment)
+        return Json(run_body(past), headers=as_of_header(seq))
     run = await edge.store.service.get_run(GetRunQuery(run_id=run_id, thread_id=thread_id, user_id=caller.user_id))
     if run is None:
         raise RunNotFound(run_id)

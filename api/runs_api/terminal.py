@@ -23,6 +23,11 @@ class Refused(Exception):
         self.code = code
 
 
+def printable(text: str | None) -> str:
+    """On one line, without control characters: what a caller wrote must not drive the reader's terminal."""
+    return " ".join("".join(each if each.isprintable() else " " for each in text or "").split())
+
+
 @contextmanager
 def migrated_database(settings: Settings) -> Iterator[Database]:
     """The database of the settings. Raises Refused when it lacks a migration."""

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Header, Query
 from starlette.responses import Response
 
+from runs_api.as_of import AsOfQuery, as_of_header, thread_as_of
 from runs_api.caller import Caller, CallerOf
 from runs_api.edge import Edge, EdgeOf
 from runs_api.errors import ApiError
@@ -77,7 +78,11 @@ async def create_thread(edge: EdgeOf, caller: CallerOf, body: Annotated[ThreadBo
 
 
 @router.get("/{thread_id}", response_model=Thread, summary="Get a thread")
-async def get_thread(thread_id: ThreadIdPath, edge: EdgeOf, caller: CallerOf) -> Response:
+async def get_thread(thread_id: ThreadIdPath, edge: EdgeOf, caller: CallerOf, moment: AsOfQuery) -> Response:
+    """Always current. As of an earlier moment it comes without `values`: those are the graph's, not the log's."""
+    if moment is not None:
+        past, seq = await thread_as_of(edge, caller, thread_id, moment)
+        return Json(thread_body(past, None), headers=as_of_header(seq))
     return Json(await _body(edge, await must_see(edge, caller, thread_id)))
 
 

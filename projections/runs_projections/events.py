@@ -93,6 +93,27 @@ def list_events(
     return found if after_seq is not None else found[::-1]
 
 
+def message_versions(reader: LogReader, thread_id: str, message_id: str, limit: int) -> list[StoredRunEvent]:
+    """All versions of a message, ascending, of deleted runs too: the newest `limit`, since the thread's last deletion.
+
+    Reads all messages of the thread, but for their contents inside the database.
+    """
+    named = b'"message_id":' + orjson.dumps(message_id)
+    with reader.connection() as connection:
+        rows = connection.execute(
+            f"select {FACT_COLUMNS} from events_facts where thread_id = %s and seq > %s and topic = 'message.recorded'"
+            " and position(%s in state) > 0 order by seq desc",
+            (thread_id, tombstone(reader, thread_id), named),
+            binary=True,
+        )
+        found = [each for each in map(recorded, rows) if _is_of(each.fact, message_id)][:limit]
+    return [fact_event(each.fact, each.seq, each.recorded_at, each.provenance) for each in reversed(found)]
+
+
+def _is_of(fact: Fact, message_id: str) -> bool:
+    return isinstance(fact, MessageRecorded) and fact.message_id == message_id
+
+
 def _where_pages_lie(reader: LogReader, thread_id: str, run_id: str | None) -> tuple[int, int | None] | None:
     if run_id is None:
         return 0, None

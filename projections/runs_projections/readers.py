@@ -33,7 +33,8 @@ from runs_es.service.views import RunMessageView, RunSnapshot, StoredRunEvent, T
 from runs_projections import store
 from runs_projections.events import fact_event, list_events
 from runs_projections.freshness import Counted, Listed, TrackedTable, TrackingPoll, Waiter
-from runs_projections.lookups import find_run
+from runs_projections.lookups import find_run, may_see
+from runs_projections.message_lists import list_messages
 from runs_projections.messages import MESSAGES
 from runs_projections.projection import Fold
 from runs_projections.runs import RUNS
@@ -54,7 +55,7 @@ class ProjectedRuns:
     def get(self, run_id: str, *, thread_id: str | None = None, user_id: str | None = None) -> Run | None:
         """The run as its facts tell, always current; None when absent, deleted, or another's."""
         run = find_run(self._reader, run_id, thread_id)
-        return run if run is not None and _may_see(user_id, run.user_id) else None
+        return run if run is not None and may_see(user_id, run.user_id) else None
 
     def list_by_thread(self, query: ListRunsQuery) -> Listed[RunSnapshot]:
         """A thread's runs, newest first."""
@@ -173,17 +174,7 @@ class ProjectedEvents:
         needed = self._reader.last_position(query.thread_id)
         if not self._may_list(query):
             return Listed((), current=True, position=needed)
-        source, ascending = _messages_source(query)
-        parameters = {
-            "thread": storable(query.thread_id),
-            "run": _stored(query.run_id),
-            "after": query.after_seq,
-            "before": query.before_seq,
-        }
-        order = "t.seq" if ascending else "t.seq desc"
-        rows = self._table.listed(needed, source, order, query.limit, 0, parameters)
-        views = [row.view() for row in rows]
-        return Listed(views if ascending else views[::-1], current=rows.current, position=rows.position)
+        return list_messages(self._table, query, needed)
 
     def _may_list(self, query: ListRunMessagesQuery) -> bool:
         if query.user_id is None:
@@ -191,7 +182,7 @@ class ProjectedEvents:
         if query.run_id is None:
             return self._threads.get(query.thread_id, query.user_id) is not None
         run = find_run(self._reader, query.run_id, query.thread_id)
-        return run is not None and _may_see(query.user_id, run.user_id)
+        return run is not None and may_see(query.user_id, run.user_id)
 
     def list_events_by_run(
         self,
@@ -217,24 +208,6 @@ class ProjectedEvents:
         return Listed(found, current=True, position=position)
 
 
-# An older version of a message lies beneath the newest and is not shown. Said as a comparison, made row by row until
-# the list is full: of an anti-join the planner may make a hash of the whole thread. `>=` and not `=`, of which it would
-# expect so few rows that it sorts them all.
-_NEWEST = "t.seq >= (select max(n.seq) from messages n where n.thread_id = t.thread_id and n.message_id = t.message_id)"
-
-
-def _messages_source(query: ListRunMessagesQuery) -> tuple[str, bool]:
-    """What to list, and whether from its beginning."""
-    conditions = ["t.thread_id = %(thread)s", _NEWEST]
-    if query.run_id is not None:
-        conditions.append("t.run_id = %(run)s")
-    if query.after_seq is not None:
-        conditions.append("t.seq > %(after)s")
-    if query.before_seq is not None:
-        conditions.append("t.seq < %(before)s")
-    return f"where {' and '.join(conditions)}", query.after_seq is not None
-
-
 _SORTS = {
     "thread_id": "t.thread_id {0}",
     "status": "t.status {0}, t.created_order {0}, t.thread_id {0}",
@@ -258,7 +231,7 @@ class ProjectedThreads:
         for recorded in self._reader.lifecycle(thread_id, row.revision if row is not None else 0)[1]:
             folding.apply(recorded)
         current = folding.rows.get((thread_id,))
-        return current.snapshot() if current is not None and _may_see(user_id, current.user_id) else None
+        return current.snapshot() if current is not None and may_see(user_id, current.user_id) else None
 
     def _row(self, thread_id: str) -> ThreadRow | None:
         table = THREADS.table
@@ -323,10 +296,6 @@ def _threads_source(
         )
         parameters["user"] = storable(user_id)
     return f"where {' and '.join(conditions)}" if conditions else "", parameters
-
-
-def _may_see(user_id: str | None, owner: str | None) -> bool:
-    return user_id is None or owner is None or owner == user_id
 
 
 def _stored(text: str | None) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from runs_es.domain import CancelAction, DisconnectMode, MultitaskStrategy, Provenance, RunScope
 
@@ -101,7 +101,10 @@ class ListRunsQuery:
 
 @dataclass(frozen=True, kw_only=True)
 class ListRunMessagesQuery:
-    """A page of messages, in ascending seq; `run_id` None means of the whole thread."""
+    """A page of messages, in ascending seq; `run_id` None means of the whole thread.
+
+    `types` are event types (human, ai, tool, …), None all of them. Hidden messages are those that say so of themselves.
+    """
 
     thread_id: str
     run_id: str | None = None
@@ -109,3 +112,5 @@ class ListRunMessagesQuery:
     before_seq: int | None = None
     after_seq: int | None = None
     user_id: str | None = None
+    types: Sequence[str] | None = None
+    visibility: Literal["all", "shown", "hidden"] = "all"

@@ -7,10 +7,6 @@ from typing import Any
 import httpx
 import pytest
 
-from runs_api.events import messages_of_types
-from runs_es.service.commands import ListRunMessagesQuery
-from runs_es.service.views import RunMessageView
-from runs_projections.freshness import Listed
 from tests.api.conftest import events_of, new_thread
 
 MESSAGES = [{"id": f"m{n}", "type": "ai" if n % 2 else "human", "content": str(n)} for n in range(6)]
@@ -98,32 +94,3 @@ async def test_lists_say_how_far_they_go(client: httpx.AsyncClient):
         answer = await client.get(f"{where}/{place}")
         assert int(answer.headers["x-runs-position"]) > 0
         assert "x-runs-stale" not in answer.headers
-
-
-def _message(seq: int, kind: str) -> RunMessageView:
-    return RunMessageView(thread_id="t", run_id="r", seq=seq, event_type=kind, content=None, metadata={}, created_at="")
-
-
-class Pages:
-    """Messages 1 … `count`, every third an `ai`; as the read model pages them."""
-
-    def __init__(self, count: int) -> None:
-        self.all = [_message(seq, "human" if seq % 3 else "ai") for seq in range(1, count + 1)]
-
-    def list_messages_by_run(self, query: ListRunMessagesQuery) -> Listed[RunMessageView]:
-        after, before = query.after_seq or 0, query.before_seq or 10**9
-        found = [message for message in self.all if after < message.seq < before]
-        return Listed(
-            found[: query.limit] if query.after_seq is not None else found[-query.limit :], current=True, position=9
-        )
-
-
-@pytest.mark.parametrize("count", [0, 5, 2000, 4001, 6003])
-@pytest.mark.parametrize("limit", [1, 50, 1500])
-@pytest.mark.parametrize("cursor", [{}, {"after_seq": 4}, {"before_seq": 3000}, {"after_seq": 4, "before_seq": 3000}])
-def test_messages_of_a_type_are_the_same_as_if_only_they_were_there(count: int, limit: int, cursor: dict[str, int]):
-    pages = Pages(count)
-    query = ListRunMessagesQuery(thread_id="t", limit=limit, **cursor)
-    found = messages_of_types(pages, query, frozenset({"ai"}))  # type: ignore[arg-type]
-    pages.all = [message for message in pages.all if message.event_type == "ai"]
-    assert found == pages.list_messages_by_run(query)

@@ -12,9 +12,10 @@ from runs_es.log.event_log import EventLog
 from runs_es.service.commands import ListRunMessagesQuery
 from runs_projections import store, tracking
 from runs_projections.freshness import TrackedTable, TrackingPoll
+from runs_projections.message_lists import messages_source
 from runs_projections.messages import MESSAGES
 from runs_projections.projection import AnyProjection
-from runs_projections.readers import _messages_source, _threads_source
+from runs_projections.readers import _threads_source
 from runs_projections.runs import RUNS
 from runs_projections.threads import THREADS
 
@@ -64,10 +65,9 @@ def test_the_newest_runs_of_a_thread(filled: EventLog) -> None:
 def test_messages_are_found_in_order_and_their_newest_version_by_key(
     filled: EventLog, query: ListRunMessagesQuery, index: str
 ) -> None:
-    source, ascending = _messages_source(query)
-    parameters = {"thread": "t7", "run": query.run_id, "after": query.after_seq, "before": query.before_seq}
+    source, order, parameters = messages_source(query, "messages")
 
-    found = plan(filled, MESSAGES, source, "t.seq" if ascending else "t.seq desc", parameters)
+    found = plan(filled, MESSAGES, source, order, parameters)
 
     assert f"using {index} on messages t" in found or f"Backward using {index} on messages t" in found
     assert "messages_key on messages n" in found
