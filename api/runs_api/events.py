@@ -3,55 +3,93 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Header, Query
 from starlette.responses import Response
 
 from runs_api.caller import Caller, CallerOf
 from runs_api.edge import Edge, EdgeOf
-from runs_api.requests import Names, RunIdPath, Seq, ThreadIdPath
-from runs_api.responses import ERRORS, Event, Json, event_body, freshness
+from runs_api.errors import ApiError
+from runs_api.event_stream import EVENT_STREAM, followed
+from runs_api.requests import LastEventId, Names, RunIdPath, Seq, ThreadIdPath
+from runs_api.responses import ERRORS, Error, Event, Json, event_body, freshness
 from runs_api.threads import must_see
 from runs_es.domain import RunNotFound
 from runs_es.service.commands import GetRunQuery
+from runs_es.streams.cursor import parse_cursor
 
 router = APIRouter(prefix="/threads/{thread_id}", tags=["Events"], responses=ERRORS)
 
 MOST = 2000
 Many = Annotated[int, Query(ge=1, le=MOST)]
+Accept = Annotated[str, Header(description="`text/event-stream` follows the events as they come")]
+_LIST = """As JSON, ascending: the first after `after_seq`, else the last before `before_seq`, else the latest.
+
+As `text/event-stream`, everything after `Last-Event-ID` or `after_seq`, then what comes, until the run has ended or the
+thread is deleted: each event with its seq as `id`, its type as `event`, and as data what the list has.
+"""
+FOLLOWED: dict[int | str, dict[str, Any]] = {
+    200: {"content": {EVENT_STREAM: {"schema": {"type": "string"}}}},
+    429: {"model": Error, "description": "Too many open streams of this user"},
+}
 Types = Annotated[Names | None, Query(description="event types or categories; repeated, or with commas between")]
 
 
-@router.get("/events", response_model=list[Event], summary="List the events of a thread")
+@router.get(
+    "/events",
+    response_model=list[Event],
+    responses=FOLLOWED,
+    summary="List or follow the events of a thread",
+    description=_LIST,
+)
 async def list_thread_events(
     thread_id: ThreadIdPath,
     edge: EdgeOf,
     caller: CallerOf,
+    last_event_id: LastEventId,
+    accept: Accept = "",
     after_seq: Seq | None = None,
     before_seq: Seq | None = None,
     limit: Many = 500,
     types: Types = None,
 ) -> Response:
-    """Ascending: the first after `after_seq`, else the last before `before_seq`, else the latest."""
     await must_see(edge, caller, thread_id)
+    if EVENT_STREAM in accept:
+        return await followed(edge, caller, thread_id, None, _cursor(last_event_id, after_seq, before_seq), types)
     return await _events(edge, thread_id, None, after_seq, before_seq, limit, types)
 
 
-@router.get("/runs/{run_id}/events", response_model=list[Event], summary="List the events of a run")
+@router.get(
+    "/runs/{run_id}/events",
+    response_model=list[Event],
+    responses=FOLLOWED,
+    summary="List or follow the events of a run",
+    description=_LIST,
+)
 async def list_run_events(
     thread_id: ThreadIdPath,
     run_id: RunIdPath,
     edge: EdgeOf,
     caller: CallerOf,
+    last_event_id: LastEventId,
+    accept: Accept = "",
     after_seq: Seq | None = None,
     before_seq: Seq | None = None,
     limit: Many = 500,
     types: Types = None,
 ) -> Response:
-    """Ascending: the first after `after_seq`, else the last before `before_seq`, else the latest."""
     await must_see_run(edge, caller, thread_id, run_id)
+    if EVENT_STREAM in accept:
+        return await followed(edge, caller, thread_id, run_id, _cursor(last_event_id, after_seq, before_seq), types)
     return await _events(edge, thread_id, run_id, after_seq, before_seq, limit, types)
+
+
+def _cursor(last_event_id: str | None, after_seq: int | None, before_seq: int | None) -> int:
+    """Where a stream goes on; the id of the last event wins. Raises BadSequence, ApiError 422 for an end."""
+    if before_seq is not None:
+        raise ApiError(422, "before_seq: a stream of events has no end; leave it out, or ask for JSON")
+    return parse_cursor(last_event_id) if last_event_id is not None else after_seq or 0
 
 
 async def must_see_run(edge: Edge, caller: Caller, thread_id: str, run_id: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from enum import Enum, auto
 
 from starlette.responses import Response
@@ -34,6 +35,13 @@ HEADERS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Events as they go out, joined; nothing of them is filtered."""
+
+    data: bytes
+
+
 class Ending(Enum):
     """How a stream came to its end."""
 
@@ -49,7 +57,7 @@ class EventStream(Response):
 
     def __init__(
         self,
-        steps: AsyncIterator[Step],
+        steps: AsyncIterator[Step | Encoded],
         settings: Settings,
         *,
         headers: Mapping[str, str],
@@ -108,6 +116,8 @@ class EventStream(Response):
                 match step:
                     case Frames():
                         await outbox.put(step.encoded(self._modes))
+                    case Encoded():
+                        await outbox.put(step.data)
                     case End() | Gap():
                         await outbox.put(self._last(step))
                         ending = Ending.COMPLETE

@@ -26,7 +26,7 @@ from runs_es.log import codec
 from runs_es.log.append import PAGE_TOPIC
 from runs_es.log.pages import data_of, event_of
 from runs_es.log.reader import FACT_COLUMNS as FACT_COLUMNS
-from runs_es.log.reader import KeyPageGone, LogReader, recorded
+from runs_es.log.reader import KeyPageGone, LogReader, Row, recorded
 from runs_es.service.views import StoredRunEvent
 from runs_projections.lookups import tombstone
 from runs_projections.stored_text import utc
@@ -50,7 +50,7 @@ class _Range:
     pages: tuple[int, int | None] | None  # where a run's pages lie; None: do not read pages
 
 
-class _Types:
+class EventTypes:
     """Which events are asked for, by type or category; None means all of them."""
 
     def __init__(self, types: Sequence[str] | None) -> None:
@@ -83,7 +83,7 @@ def list_events(
     types: Sequence[str] | None,
 ) -> list[StoredRunEvent]:
     """As `RunEventLog.list_events_by_run`. What was before the thread's last deletion is not shown."""
-    wanted = _Types(types)
+    wanted = EventTypes(types)
     if limit <= 0 or wanted.none:
         return []
     pages = None if wanted.no_frames else _where_pages_lie(reader, thread_id, run_id)
@@ -121,7 +121,7 @@ def _where_pages_lie(reader: LogReader, thread_id: str, run_id: str | None) -> t
     return None if bounds is None or bounds.started is None else (bounds.started, bounds.ended)
 
 
-def _events(reader: LogReader, rows: _Range, wanted: _Types, ascending: bool) -> Iterator[StoredRunEvent]:
+def _events(reader: LogReader, rows: _Range, wanted: EventTypes, ascending: bool) -> Iterator[StoredRunEvent]:
     """All wanted events of these rows, read chunk by chunk."""
     after, before = rows.after, rows.before
     while True:
@@ -161,22 +161,36 @@ def _read(reader: LogReader, rows: _Range, ascending: bool) -> list[Any]:
         return connection.cursor(row_factory=namedtuple_row).execute(statement, parameters, binary=True).fetchall()
 
 
-def _page_events(reader: LogReader, row: Any, rows: _Range, wanted: _Types) -> Iterator[StoredRunEvent]:
-    created_at = utc(row.recorded_at.isoformat())
+def _page_events(reader: LogReader, row: Any, rows: _Range, wanted: EventTypes) -> Iterator[StoredRunEvent]:
     try:
-        bodies = reader.bodies(row.thread_id, row.state)
+        bodies, first = reader.bodies(row.thread_id, row.state), row.seq - row.n + 1
     except KeyPageGone:
         return  # retention has just cut this page too
-    for seq, body in enumerate(bodies, row.seq - row.n + 1):
-        if seq <= rows.after or (rows.before is not None and seq >= rows.before):
+    at = row.recorded_at.isoformat()
+    yield from _frame_events(row.thread_id, row.run_id, bodies, first, at, rows.after, rows.before, wanted)
+
+
+def _frame_events(
+    thread_id: str,
+    run_id: str,
+    bodies: Sequence[bytes],
+    first: int,
+    recorded_at: str,
+    after: int,
+    before: int | None,
+    wanted: EventTypes,
+) -> Iterator[StoredRunEvent]:
+    created_at = utc(recorded_at)
+    for seq, body in enumerate(bodies, first):
+        if seq <= after or (before is not None and seq >= before):
             continue
         name = event_of(body)
         event_type = name.split("|", 1)[0][:MAX_EVENT_TYPE]
         if not wanted.has_frame(event_type):
             continue
         yield StoredRunEvent(
-            thread_id=row.thread_id,
-            run_id=row.run_id,
+            thread_id=thread_id,
+            run_id=run_id,
             seq=seq,
             event_type=event_type,
             category=EventCategory.STREAM.value,
@@ -186,6 +200,17 @@ def _page_events(reader: LogReader, row: Any, rows: _Range, wanted: _Types) -> I
         )
 
 
+def row_events(thread_id: str, row: Row, after: int, wanted: EventTypes) -> list[StoredRunEvent]:
+    """The wanted events of a row with everything known of it, after seq `after`, as lists have them."""
+    if not row.is_page:
+        fact = codec.decode(row.topic, row.state, thread_id)
+        event = fact_event(fact, row.last, row.recorded_at, row.provenance)
+        return [event] if wanted.has_fact(event) else []
+    if wanted.no_frames:
+        return []
+    return list(_frame_events(thread_id, row.run_id or "", row.bodies, row.first, row.recorded_at, after, None, wanted))
+
+
 def _parsed(data: bytes) -> Any:
     try:
         return orjson.loads(data)
@@ -193,7 +218,7 @@ def _parsed(data: bytes) -> Any:
         return data.decode(errors="replace")
 
 
-def _fact_events(row: Any, wanted: _Types) -> Iterator[StoredRunEvent]:
+def _fact_events(row: Any, wanted: EventTypes) -> Iterator[StoredRunEvent]:
     *fact_row, _, _ = row
     stored = recorded(fact_row)
     event = fact_event(stored.fact, stored.seq, stored.recorded_at, stored.provenance)

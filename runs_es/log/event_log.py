@@ -148,11 +148,13 @@ def rows_of(request: Append, appended: Appended) -> list[Row]:
     frames = appended.frames - sum(len(item.bodies) for item in request.items if isinstance(item, PageItem))
     for item in request.items:
         if isinstance(item, FactItem):
-            rows.append(Row(seq, seq, item.run_id, item.topic, item.state))
+            rows.append(
+                Row(seq, seq, item.run_id, item.topic, item.state, None, None, appended.recorded_at, item.provenance)
+            )
             seq += 1
         else:
             size = len(item.bodies)
-            row = Row(seq, seq + size - 1, item.run_id, PAGE_TOPIC, item.state, frames)
+            row = Row(seq, seq + size - 1, item.run_id, PAGE_TOPIC, item.state, frames, None, appended.recorded_at)
             row.know(item.bodies)
             rows.append(row)
             seq, frames = seq + size, frames + size

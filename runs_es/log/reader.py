@@ -18,7 +18,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from runs_es.domain import TERMINAL_TOPICS, Fact, Provenance, Recorded, StoreUnavailable
 from runs_es.log import codec, session
-from runs_es.log.append import PAGE_TOPIC
+from runs_es.log.append import ANONYMOUS, PAGE_TOPIC
 from runs_es.log.key_cache import KeyCache
 from runs_es.log.pages import KEY_BYTES, RAW, KeyPage, decode_page, key_of, only_body, rendered
 
@@ -31,6 +31,17 @@ CONTENT_TOPICS = ("message.recorded", "event.recorded")
 
 READ_BYTES = 256 * 1024
 _ROW_COLUMNS: LiteralString = "seq, n, run_id, topic, state, first_frame"
+_STORED: LiteralString = f"""
+select h.head, r.seq, r.n, r.run_id, r.topic, r.state, r.first_frame, r.recorded_at, r.actor, r.reason,
+       r.correlation_id, r.causation_id
+  from heads h left join lateral (
+    select * from (select e.*, sum(octet_length(state)) over (order by seq rows unbounded preceding)
+                               - octet_length(state) before
+      from (select {_ROW_COLUMNS}, recorded_at, actor, reason, correlation_id, causation_id from events
+             where thread_id = h.thread_id and seq > %s order by seq limit %s) e) b where before < %s) r on true
+ where h.thread_id = %s order by r.seq
+"""
+_STORED_FACTS: LiteralString = _STORED.replace("from events", "from events_facts")
 _TRIES = 3
 
 
@@ -40,7 +51,10 @@ class KeyPageGone(ValueError):
 
 @dataclass(slots=True, eq=False)
 class Row:
-    """A stored row as streams see it: a fact, or a page of frames. It covers seqs `first … last`. Never changed."""
+    """A stored row as streams see it: a fact, or a page of frames. It covers seqs `first … last`. Never changed.
+
+    `recorded_at` and `provenance` are there when it comes from `stored_after` or from its commit.
+    """
 
     first: int
     last: int
@@ -49,6 +63,8 @@ class Row:
     state: bytes
     first_frame: int | None = None
     key: KeyPage | None = None
+    recorded_at: str = ""
+    provenance: Provenance = ANONYMOUS
     # Made when first asked for: a row in the ring is asked by each of its subscribers.
     _bodies: list[bytes] | None = None
     _frames: list[bytes] | None = None
@@ -161,6 +177,27 @@ class LogReader:
             " where before < %s order by seq"
         )
         return self._rows(thread_id, statement, (thread_id, seq, limit, READ_BYTES))
+
+    def stored_after(self, thread_id: str, seq: int, limit: int, *, facts_only: bool = False) -> tuple[list[Row], int]:
+        """As `rows_after`, with all that is known of each row, and the seq up to which nothing else is there.
+
+        With `facts_only` pages are not read.
+        """
+        for _ in range(_TRIES):
+            with self.connection() as connection:
+                # One snapshot: what is between the last row and the head is none of those asked for.
+                answer = connection.execute(
+                    _STORED_FACTS if facts_only else _STORED, (seq, limit, READ_BYTES, thread_id), binary=True
+                ).fetchall()
+                found = [values for values in answer if values[1] is not None]
+                try:
+                    rows = self._decodable(connection, thread_id, [values[1:7] for values in found])
+                except KeyPageGone:
+                    continue  # retention came in between: the deltas have gone as well
+            for row, (at, *who) in zip(rows, (values[7:] for values in found), strict=True):
+                row.recorded_at, row.provenance = at.isoformat(), _provenance(who)
+            return rows, rows[-1].last if rows else answer[0][0] if answer else seq
+        raise KeyPageGone(f"thread {thread_id} has pages that cannot be read: their key page is missing")
 
     def rows_before(self, thread_id: str, seq: int, limit: int) -> list[Row]:
         """The thread's last `limit` rows that hold anything before `seq`, in ascending order."""
@@ -381,5 +418,9 @@ def recorded(row: Sequence[Any]) -> Recorded:
         revision=revision,
         position=position,
         recorded_at=at.isoformat(),
-        provenance=Provenance(actor=who[0], reason=who[1], correlation_id=who[2], causation_id=who[3]),
+        provenance=_provenance(who),
     )
+
+
+def _provenance(who: Sequence[Any]) -> Provenance:
+    return Provenance(actor=who[0], reason=who[1], correlation_id=who[2], causation_id=who[3])

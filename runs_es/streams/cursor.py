@@ -77,9 +77,12 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """What was asked for is not there, or not any more; the ids are bounds of what is. The stream ends here."""
+    """What was asked for is not there, or not any more; the ids are bounds of what is. The stream ends here.
 
-    run_id: str
+    `run_id` is None for the events of a whole thread.
+    """
+
+    run_id: str | None
     requested: int
     earliest: int | None
     latest: int | None
@@ -124,7 +127,7 @@ class RunStreams:
 
     def __init__(self, hub: Hub, reader: LogReader, threads: Executor) -> None:
         self._hub = hub
-        self._reader = reader
+        self.reader = reader
         self._threads = threads
         self._reading: dict[tuple[object, Channel, int, int], asyncio.Future[list[Row]]] = {}
         self.closing = False
@@ -136,21 +139,21 @@ class RunStreams:
 
     async def open(self, thread_id: str, run_id: str, after: int = 0, *, heartbeat: float = 15.0) -> RunStream:
         """The run's events after seq `after`. Raises RunNotFound at once rather than in the stream."""
-        channel = self._hub.watch(thread_id)
+        channel = self.watch(thread_id)
         try:
-            head, bounds = await self._call(self._locate, thread_id, run_id)
+            head, bounds = await self.call(self._locate, thread_id, run_id)
             if head is None or bounds is None:
                 raise RunNotFound(run_id)
         except BaseException:
-            self._hub.release(channel)
+            self.release(channel)
             raise
         return RunStream(self, channel, run_id, after, head, bounds, heartbeat)
 
     def _locate(self, thread_id: str, run_id: str) -> tuple[Head | None, RunBounds | None]:
         # The head first: had the run started before it was read, the bounds show it.
-        return self._reader.head(thread_id), self._reader.bounds(thread_id, run_id)
+        return self.reader.head(thread_id), self.reader.bounds(thread_id, run_id)
 
-    async def _rows_after(self, channel: Channel, cursor: int, version: int) -> Sequence[Row]:
+    async def rows_after(self, channel: Channel, cursor: int, version: int) -> Sequence[Row]:
         """A read of the database that everybody shares who stands at `cursor` and has seen the same `version`.
 
         Whoever has seen a newer one may not: what woke it may have been committed after that read had begun.
@@ -158,12 +161,21 @@ class RunStreams:
         key = (asyncio.get_running_loop(), channel, cursor, version)
         reading = self._reading.get(key)
         if reading is None:
-            reading = asyncio.ensure_future(self._call(self._reader.rows_after, channel.thread_id, cursor, READ_ROWS))
+            reading = asyncio.ensure_future(self.call(self.reader.rows_after, channel.thread_id, cursor, READ_ROWS))
             self._reading[key] = reading
             reading.add_done_callback(lambda _: self._reading.pop(key))
         return await asyncio.shield(reading)
 
-    async def _call(self, function: Callable[..., T], *arguments: object) -> T:
+    def watch(self, thread_id: str) -> Channel:
+        """The thread's channel; give it back with `release`."""
+        return self._hub.watch(thread_id)
+
+    def release(self, channel: Channel) -> None:
+        """Undo one `watch`."""
+        self._hub.release(channel)
+
+    async def call(self, function: Callable[..., T], *arguments: object) -> T:
+        """Call what blocks in one of the threads."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
 
@@ -198,7 +210,7 @@ class RunStream:
         """Give the channel back. Safe to call twice."""
         if not self._released:
             self._released = True
-            self._streams._hub.release(self._channel)
+            self._streams.release(self._channel)
 
     async def steps(self) -> AsyncIterator[Step]:
         """Frames, heartbeats, and then `End`, or a `Gap`. Without either when the process shuts down."""
@@ -249,8 +261,8 @@ class RunStream:
 
     async def _read(self, cursor: int, version: int) -> Sequence[Row]:
         rows = self._channel.read(cursor, READ_ROWS)
-        return await self._streams._rows_after(self._channel, cursor, version) if rows is None else rows
+        return await self._streams.rows_after(self._channel, cursor, version) if rows is None else rows
 
     async def _gap(self) -> Gap:
-        first, last = await self._streams._call(self._streams._reader.available, self._channel.thread_id, self._run_id)
+        first, last = await self._streams.call(self._streams.reader.available, self._channel.thread_id, self._run_id)
         return Gap(self._run_id, self._after, first, last)
