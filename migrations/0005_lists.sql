@@ -27,5 +27,5 @@ end $$;
 create index runs_created on runs (moment(created_at));
 create index runs_status on runs (status, moment(created_at));
 -- A user's id has no bound, an index entry has one.
-create index runs_user on runs (left(user_id, 64), moment(created_at)) where user_id is not null;
+create index runs_user on runs (left(user_id, 64), moment(created_at));
 create index runs_metadata on runs using gin (searchable(metadata) jsonb_path_ops);

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from runs_es.log.event_log import EventLog
 from runs_es.service.application import RunsApplicationService
-from runs_es.service.commands import ListRunMessagesQuery, ListRunsQuery
+from runs_es.service.commands import FindRunsQuery, ListRunMessagesQuery, ListRunsQuery
 from runs_es.service.views import RunMessageView, RunSnapshot, StoredRunEvent, ThreadSnapshot
 from runs_es.streams.cursor import RunStreams
 from runs_projections.freshness import Counted, Listed
@@ -18,6 +18,8 @@ class RunReader(Protocol):
     """Lists of runs. Synchronous, as all readers: call through `Edge.read`."""
 
     def list_by_thread(self, query: ListRunsQuery) -> Listed[RunSnapshot]: ...
+
+    def find(self, query: FindRunsQuery) -> Listed[RunSnapshot]: ...
 
 
 class ThreadReader(Protocol):

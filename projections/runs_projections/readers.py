@@ -28,7 +28,7 @@ from runs_es.log.append import ANONYMOUS
 from runs_es.log.decisions import Decision, Decisions
 from runs_es.log.event_log import EventLog
 from runs_es.log.reader import Head
-from runs_es.service.commands import ListRunMessagesQuery, ListRunsQuery
+from runs_es.service.commands import FindRunsQuery, ListRunMessagesQuery, ListRunsQuery
 from runs_es.service.views import RunMessageView, RunSnapshot, StoredRunEvent, ThreadSnapshot
 from runs_projections import store
 from runs_projections.events import fact_event, list_events
@@ -37,6 +37,7 @@ from runs_projections.lookups import find_run, may_see
 from runs_projections.message_lists import list_messages
 from runs_projections.messages import MESSAGES
 from runs_projections.projection import Fold
+from runs_projections.run_lists import runs_source
 from runs_projections.runs import RUNS
 from runs_projections.stored_text import encoded, searchable, storable
 from runs_projections.threads import THREADS, ThreadRow
@@ -71,6 +72,12 @@ class ProjectedRuns:
         }
         needed = self._reader.last_position(query.thread_id)
         rows = self._table.listed(needed, source, "t.created_seq desc", query.limit, query.offset, parameters)
+        return Listed((row.snapshot() for row in rows), current=rows.current, position=rows.position)
+
+    def find(self, query: FindRunsQuery) -> Listed[RunSnapshot]:
+        """Runs across threads, newest first. Raises ValueError for a time or cursor that is none."""
+        source, order, parameters = runs_source(query)
+        rows = self._table.listed(self._reader.last_position(), source, order, query.limit, 0, parameters)
         return Listed((row.snapshot() for row in rows), current=rows.current, position=rows.position)
 
     def save(self, run: Run, provenance: Provenance = ANONYMOUS) -> None:

@@ -114,3 +114,23 @@ class ListRunMessagesQuery:
     user_id: str | None = None
     types: Sequence[str] | None = None
     visibility: Literal["all", "shown", "hidden"] = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FindRunsQuery:
+    """Runs of all threads, newest first; `user_id` is who asks, `owner` whose runs are asked for.
+
+    `created_after` and `created_before` (ISO 8601 with offset) bound the time of creation, neither included. `metadata`
+    is what a run's must hold. `after` is the cursor of the page before.
+    """
+
+    user_id: str | None = None
+    owner: str | None = None
+    thread_id: str | None = None
+    assistant_id: str | None = None
+    status: str | None = None
+    metadata: Mapping[str, Any] | None = None
+    created_after: str | None = None
+    created_before: str | None = None
+    limit: int = 100
+    after: str | None = None

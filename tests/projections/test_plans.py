@@ -9,20 +9,23 @@ import psycopg
 import pytest
 
 from runs_es.log.event_log import EventLog
-from runs_es.service.commands import ListRunMessagesQuery
+from runs_es.service.commands import FindRunsQuery, ListRunMessagesQuery
 from runs_projections import store, tracking
 from runs_projections.freshness import TrackedTable, TrackingPoll
 from runs_projections.message_lists import messages_source
 from runs_projections.messages import MESSAGES
 from runs_projections.projection import AnyProjection
 from runs_projections.readers import _threads_source
+from runs_projections.run_lists import runs_source
 from runs_projections.runs import RUNS
 from runs_projections.threads import THREADS
 
 FILL = """
-insert into runs select 't' || n % 40, 'r' || n, 'a', 'success', 's', 'e', '{}', '{}', '', '', null, null, null, null,
-                        1, '{}', null, null, n, n, n from generate_series(1, 4000) n;
-insert into messages select 't' || n % 40, 'r' || n % 400, 'm' || n, n, n, 'ai', '{}', '{}', ''
+insert into runs select 't' || n % 40, 'r' || n, 'a', case when n % 100 = 0 then 'error' else 'success' end, 's', 'e',
+                        json_build_object('n', n), '{}', (now() + n * interval '1 second')::text, '', null, null, null,
+                        'user' || n % 500, 1, '{}', null, null, n, n, n from generate_series(1, 4000) n;
+insert into messages select 't' || n % 40, 'r' || n % 400, 'm' || n, n, n,
+                            case when n % 97 = 0 then 'human' else 'ai' end, '{}', '{}', ''
                        from generate_series(1, 20000) n;
 insert into threads select 't' || n, 'idle', '{}', 'user' || n % 500, '', '', null, '{}', null, '[]', null, 'idle',
                            n, n, n, now() + n * interval '1 second', now() - n * interval '1 second', null,
@@ -71,6 +74,37 @@ def test_messages_are_found_in_order_and_their_newest_version_by_key(
 
     assert f"using {index} on messages t" in found or f"Backward using {index} on messages t" in found
     assert "messages_key on messages n" in found
+
+
+@pytest.mark.parametrize("types", [("human",), ("human", "ai")])
+def test_messages_of_a_type_are_found_by_it(filled: EventLog, types: tuple[str, ...]) -> None:
+    for query in (
+        ListRunMessagesQuery(thread_id="t7", types=types),
+        ListRunMessagesQuery(thread_id="t7", types=types, after_seq=100),
+    ):
+        source, order, parameters = messages_source(query, "messages")
+        found = plan(filled, MESSAGES, source, order, parameters)
+        assert "messages_types on messages m" in found
+        assert "Seq Scan on messages" not in found
+
+
+@pytest.mark.parametrize(
+    ("asked", "index"),
+    [
+        ({}, "runs_created"),
+        ({"created_before": "2030-01-01T00:00:00Z"}, "runs_created"),
+        ({"status": "error"}, "runs_status"),
+        ({"user_id": "user7"}, "runs_user"),
+        ({"owner": "user7"}, "runs_user"),
+        ({"metadata": {"n": 7}}, "runs_metadata"),
+        ({"thread_id": "t7"}, "runs_newest"),
+    ],
+)
+def test_runs_across_threads_are_found_by_what_is_asked(filled: EventLog, asked: dict[str, Any], index: str) -> None:
+    source, order, parameters = runs_source(FindRunsQuery(**asked))
+    found = plan(filled, RUNS, source, order, parameters)
+    assert index in found
+    assert "Seq Scan on runs" not in found
 
 
 @pytest.mark.parametrize(
