@@ -1,4 +1,4 @@
-"""The command line: `runs-es serve | work | migrate | rebuild | history | diff | tail | retain | erase`.
+"""The command line: `runs-es serve | work | migrate | rebuild | check | history | diff | tail | retain | erase`.
 
 What can be expected to go wrong is answered with one sentence that says what to do, and exit code 1 (2 for a wrong
 command line); a traceback here is a mistake of ours.
@@ -27,7 +27,7 @@ from pydantic_settings import SettingsError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from runs_api import cli_diff, cli_history, cli_retention, cli_tail
+from runs_api import cli_check, cli_diff, cli_history, cli_retention, cli_tail
 from runs_api.meta import version_of
 from runs_api.terminal import Refused, err, migrated_database, out
 from runs_es.database import (
@@ -327,6 +327,7 @@ app.command()(cli_retention.retain)
 app.command()(cli_retention.erase)
 
 
+app.command()(cli_check.check)
 app.command()(cli_history.history)
 app.command()(cli_diff.diff)
 app.command()(cli_tail.tail)
