@@ -6,7 +6,7 @@ from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from runs_es.log.inspection import Finding, Findings
-from runs_projections.live import PROJECTIONS
+from runs_projections import PROJECTIONS
 
 
 def inspect_tracking(connection: Connection[TupleRow], findings: Findings) -> None:
