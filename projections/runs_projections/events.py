@@ -19,6 +19,7 @@ from runs_es.domain import (
     Fact,
     MessageRecorded,
     Provenance,
+    Recorded,
     RunFact,
 )
 from runs_es.domain.facts import MAX_EVENT_TYPE
@@ -98,16 +99,26 @@ def message_versions(reader: LogReader, thread_id: str, message_id: str, limit: 
 
     Reads all messages of the thread, but for their contents inside the database.
     """
-    named = b'"message_id":' + orjson.dumps(message_id)
-    with reader.connection() as connection:
-        rows = connection.execute(
-            f"select {FACT_COLUMNS} from events_facts where thread_id = %s and seq > %s and topic = 'message.recorded'"
-            " and position(%s in state) > 0 order by seq desc",
-            (thread_id, tombstone(reader, thread_id), named),
-            binary=True,
-        )
-        found = [each for each in map(recorded, rows) if _is_of(each.fact, message_id)][:limit]
-    return [fact_event(each.fact, each.seq, each.recorded_at, each.provenance) for each in reversed(found)]
+    parameters = {
+        "thread": thread_id,
+        "after": tombstone(reader, thread_id),
+        "named": b'"message_id":' + orjson.dumps(message_id),
+        "before": 2**63 - 1,
+    }
+    found: list[Recorded] = []
+    while True:
+        with reader.connection() as connection:
+            rows = connection.execute(
+                f"select {FACT_COLUMNS} from events_facts where thread_id = %(thread)s and seq > %(after)s"
+                " and seq < %(before)s and topic = 'message.recorded' and position(%(named)s in state) > 0"
+                f" order by seq desc limit {_CHUNK}",
+                parameters,
+                binary=True,
+            ).fetchall()
+        found += [each for each in map(recorded, rows) if _is_of(each.fact, message_id)]
+        if len(rows) < _CHUNK or len(found) >= limit:
+            return [fact_event(each.fact, each.seq, each.recorded_at, each.provenance) for each in found[:limit][::-1]]
+        parameters["before"] = rows[-1][3]
 
 
 def _is_of(fact: Fact, message_id: str) -> bool:
