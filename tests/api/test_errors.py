@@ -143,6 +143,8 @@ async def test_a_browser_may_ask_and_read_what_it_needs(client: httpx.AsyncClien
         "x-pagination-total",
         "x-pagination-next",
         "x-request-id",
+        "x-runs-as-of",
+        "x-runs-has-more",
         "x-runs-position",
         "x-runs-stale",
     }
