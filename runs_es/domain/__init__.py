@@ -18,11 +18,15 @@ from runs_es.domain.errors import (
 )
 from runs_es.domain.facts import (
     FACT_TYPES,
+    SYSTEM_THREAD,
     TERMINAL_FACTS,
     TERMINAL_TOPICS,
     EventRecorded,
     Fact,
     MessageRecorded,
+    ProjectionFact,
+    ProjectionRetried,
+    ProjectionSkipped,
     Provenance,
     Recorded,
     RunCancelled,
@@ -65,6 +69,7 @@ from runs_es.domain.values import (
 
 __all__ = [
     "FACT_TYPES",
+    "SYSTEM_THREAD",
     "TERMINAL_FACTS",
     "TERMINAL_RUN_STATUSES",
     "TERMINAL_TOPICS",
@@ -86,6 +91,9 @@ __all__ = [
     "MultitaskDecision",
     "MultitaskPolicy",
     "MultitaskStrategy",
+    "ProjectionFact",
+    "ProjectionRetried",
+    "ProjectionSkipped",
     "Provenance",
     "Recorded",
     "Run",

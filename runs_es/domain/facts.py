@@ -24,6 +24,8 @@ from runs_es.domain.values import (
 
 MAX_EVENT_TYPE = 32
 MAX_CATEGORY = 16
+# Facts about the store itself. No thread of a user: those are UUIDs at the HTTP edge, and this one is never created.
+SYSTEM_THREAD = "runs-es.system"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +41,12 @@ class Fact:
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            if item.name in _IDENTIFIERS:
+            if item.name in IDENTIFIERS:
                 self._set(item.name, checked_id(item.name, value))
             elif item.name in _COPIED:
                 self._set(item.name, copied(value))
-            elif item.name in _ENUMS and value is not None:
-                self._set(item.name, _ENUMS[item.name](value))
+            elif item.name in ENUMS and value is not None:
+                self._set(item.name, ENUMS[item.name](value))
         self._set("occurred_at", checked_time("occurred_at", self.occurred_at))
 
     @property
@@ -56,9 +58,9 @@ class Fact:
         object.__setattr__(self, name, value)
 
 
-_IDENTIFIERS = frozenset({"thread_id", "run_id", "assistant_id", "claim_id", "message_id"})
+IDENTIFIERS = frozenset({"thread_id", "run_id", "assistant_id", "claim_id", "message_id"})
 _COPIED = frozenset({"metadata", "kwargs", "content", "interrupts"})
-_ENUMS: dict[str, Any] = {
+ENUMS: dict[str, Any] = {
     "scope": RunScope,
     "multitask_strategy": MultitaskStrategy,
     "on_disconnect": DisconnectMode,
@@ -258,6 +260,29 @@ class EventRecorded(RunFact):
         _check_length("event_type", self.event_type, MAX_EVENT_TYPE)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProjectionFact(Fact):
+    """What an operator decided about a projection that stood still at `position`. Kept in SYSTEM_THREAD."""
+
+    projection: str
+    version: int
+    position: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectionRetried(ProjectionFact):
+    """It is to try the fact at `position` again."""
+
+    topic: ClassVar[str] = "projection.retried"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectionSkipped(ProjectionFact):
+    """It passes over the fact at `position`: now, and whenever this version is rebuilt."""
+
+    topic: ClassVar[str] = "projection.skipped"
+
+
 def _check_length(field_name: str, value: str, most: int) -> None:
     if not isinstance(value, str) or not 1 <= len(value) <= most:
         raise ValueError(f"{field_name} must have 1 to {most} characters, got {value!r}")
@@ -282,6 +307,8 @@ FACT_TYPES: tuple[type[Fact], ...] = (
     RunDeleted,
     MessageRecorded,
     EventRecorded,
+    ProjectionRetried,
+    ProjectionSkipped,
 )
 
 
