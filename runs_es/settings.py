@@ -9,10 +9,21 @@ from pathlib import Path
 from typing import Self
 
 import platformdirs
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1024 * 1024
+
+
+class Price(BaseModel):
+    """What a million tokens of a model cost, in the currency of your choice; a cached one as any other if not said."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+    cache_read: float | None = Field(None, ge=0)
+    cache_write: float | None = Field(None, ge=0)
 
 
 class Settings(BaseSettings):
@@ -67,6 +78,13 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(10 * MIB, ge=1024, description="largest request body")
     max_header_bytes: int = Field(8192, ge=256, description="largest single request header")
     list_wait_seconds: float = Field(2.0, ge=0, description="how long a list waits for its read model to catch up")
+    projections: str | None = Field(
+        None, description="read models of your own, as `module:object`, separated by commas"
+    )
+    prices: dict[str, Price] = Field(
+        default_factory=dict,
+        description="what a million tokens cost, by model, for `usage` (JSON; see projections/README.md)",
+    )
     user_header: str | None = Field(
         None, description="request header, set by a trusted proxy, that names the user; unset means one user"
     )

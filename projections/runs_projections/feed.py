@@ -1,14 +1,19 @@
-"""The facts of the whole store in the order of their commits, in portions that are bounded in number and in bytes."""
+"""The facts of the whole store, in the order of their commits or thread by thread, in portions that are bounded in
+number and in bytes.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 from psycopg import Connection
 from psycopg.rows import TupleRow
 from psycopg.types.numeric import Int8
 
 from runs_es.domain import Recorded
+from runs_es.log import codec
+from runs_es.log.arrays import Texts
 from runs_es.log.reader import FACT_COLUMNS as FACT_COLUMNS
 from runs_es.log.reader import recorded
 
@@ -21,6 +26,20 @@ select {FACT_COLUMNS}, position as at
  where before < %b::bigint
  order by position
 """
+# Topics that nobody knows are read too: they are for whoever reads to stumble over.
+_THREADS = f"""
+select {FACT_COLUMNS}
+  from (select f.*, sum(octet_length(state)) over (order by thread_id, revision rows unbounded preceding)
+                    - octet_length(state) as before
+          from events_facts f
+         where (thread_id, revision) > (%b::text, %b::bigint) and position <= %b::bigint
+           and (topic = any(%b::text[]) or topic <> all(%b::text[]))
+         order by thread_id, revision limit %b::bigint) f
+ where before < %b::bigint
+ order by thread_id, revision
+"""
+_COUNT = "select count(*) from events_facts where position <= %s and (topic = any(%s) or topic <> all(%s))"
+LAST_REVISION = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +56,54 @@ class Portion:
 
     recordeds: list[Recorded] = field(default_factory=list)
     unreadable: Unreadable | None = None
+
+
+Row: TypeAlias = tuple[Any, ...]
+
+
+def thread_by_thread(
+    connection: Connection[TupleRow],
+    after: tuple[str, int],
+    target: int,
+    topics: frozenset[str] | None,
+    limit: int,
+    max_bytes: int,
+) -> list[Row]:
+    """Rows, for `recorded_or_not`, of the facts up to position `target` that come after this thread and revision."""
+    known = list(codec.versions)
+    wanted = known if topics is None else sorted(topics)
+    parameters = (after[0], Int8(after[1]), Int8(target), Texts(wanted), Texts(known), Int8(limit), Int8(max_bytes))
+    return connection.execute(_THREADS, parameters, binary=True).fetchall()
+
+
+def place_of(row: Row) -> tuple[str, int]:
+    """Thread and revision of a row, to go on after it."""
+    return row[0], row[4]
+
+
+def recorded_or_not(row: Row) -> Recorded | Unreadable:
+    """The fact of a row, or why there is none."""
+    try:
+        return recorded(row)
+    except Exception as error:  # noqa: BLE001  (for the caller to raise, or to pass over)
+        return Unreadable(row[5], error)
+
+
+def count(connection: Connection[TupleRow], target: int, topics: frozenset[str] | None) -> int:
+    """How many facts `thread_by_thread` will read."""
+    known = list(codec.versions)
+    with connection.transaction():
+        connection.execute("set local enable_seqscan = on")
+        row = connection.execute(_COUNT, (target, known if topics is None else sorted(topics), known)).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def last_position(connection: Connection[TupleRow]) -> int:
+    """The position of the newest fact; 0 when there is none."""
+    row = connection.execute("select coalesce(max(position), 0) from events_facts").fetchone()
+    assert row is not None
+    return int(row[0])
 
 
 def after(connection: Connection[TupleRow], position: int, limit: int, max_bytes: int) -> Portion:

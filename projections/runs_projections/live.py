@@ -20,19 +20,17 @@ from psycopg.rows import TupleRow
 from runs_es.domain import Recorded
 from runs_es.log.append import Append, Appended
 from runs_es.log.event_log import EventLog
-from runs_projections import feed, step, tracking
-from runs_projections.messages import MESSAGES
+from runs_projections import feed, interventions, rebuilds, step, tracking
+from runs_projections.interventions import NO_SKIPS, Skips
+from runs_projections.loading import PROJECTIONS
 from runs_projections.projection import AnyProjection
-from runs_projections.runs import RUNS
-from runs_projections.threads import THREADS
 
 logger = logging.getLogger(__name__)
 
-PROJECTIONS: tuple[AnyProjection, ...] = (RUNS, MESSAGES, THREADS)
-
 _LOOK_SECONDS = 1.0  # without any news: is there a projection to lead, or has a hint been lost?
 _HINT_SECONDS = 0.01  # hints come for pages too, many a second; they may wait so long for each other
-_REFUSED_SECONDS = 0.05  # a rebuild has the gate
+_SWEEP_SECONDS = 30.0  # is there a table that a rebuild replaced and whose time has come?
+_GROWTH = 8  # how many times larger batches grow while there is much to catch up with
 _FIRST_POLL, _LAST_POLL = 0.005, 0.05  # seconds, while somebody waits for what another process leads
 _FAILED_WAIT = 0.1  # what failed here may go on elsewhere, but hardly soon
 
@@ -57,13 +55,17 @@ class LiveProjector:
         batch_bytes: int = 16 * 1024 * 1024,
     ) -> None:
         self.failures: dict[str, Failure] = {}
+        self.applied = dict.fromkeys((projection.name for projection in projections), 0)  # facts, by this process
+        self._retries: dict[str, int] = {}
+        self._skips: Skips = NO_SKIPS
+        self._swept = 0.0
         self._log, self._schema = log, log.schema
         self._projections = tuple(projections)
         self._batch, self._batch_bytes = batch, batch_bytes
+        self._portion = batch
         self._positions: dict[str, int] = {}
         self._led: dict[str, AnyProjection] = {}
         self._looked = self._read_at = 0.0
-        self._refused = False
         self._wake = threading.Condition()
         self._urgent = self._hinted = self._closing = False
         self._reached = threading.Condition()
@@ -153,7 +155,8 @@ class LiveProjector:
         while not self._closing:
             try:
                 with tracking.connect(self._log.url, self._schema, "projector") as connection:
-                    tracking.ensure(connection, self._projections)
+                    tracking.ensure(connection, self._schema, self._projections)
+                    self._skips = interventions.skips(connection, self._projections)
                     self._follow(connection)
             except psycopg.Error as error:
                 logger.warning("the projector's connection failed: %s", error)
@@ -175,30 +178,64 @@ class LiveProjector:
                 self._idle()
 
     def _look(self, connection: Connection[TupleRow]) -> None:
-        """Lead what nobody leads, and see where everything stands: a rebuild may have taken a position back."""
+        """See where everything stands, and lead what nobody leads."""
+        stands = tracking.stands(connection, self._projections)
+        self._note({name: stand.position for name, stand in stands.items()})
+        self._heed(connection, {name: stand.retries for name, stand in stands.items()})
         for projection in self._others():
             if projection.name not in self.failures and tracking.try_lead(connection, self._schema, projection):
                 self._led[projection.name] = projection
-        self._note(tracking.positions(connection, self._projections))
         tracking.forget_plans(connection)
         self._looked = time.monotonic()
+        if self._looked - self._swept > _SWEEP_SECONDS:
+            self._swept = self._looked
+            rebuilds.drop_retired(connection, self._schema)
+
+    def _heed(self, connection: Connection[TupleRow], retries: Mapping[str, int]) -> None:
+        """Where an operator has said to go on, by trying again or by passing over a fact: go on."""
+        changed = [name for name, number in retries.items() if self._retries.get(name, number) != number]
+        self._retries.update(retries)
+        if not changed:
+            return
+        self._skips = interventions.skips(connection, self._projections)
+        with self._reached:
+            for name in changed:
+                self.failures.pop(name, None)
 
     def _others(self) -> list[AnyProjection]:
         return [each for each in self._projections if each.name not in self._led]
 
     def _round(self, connection: Connection[TupleRow]) -> bool:
         """Take what this process leads over the next portion of facts; False when there was none."""
-        self._refused = worked = False
+        worked = False
         self._read_at = time.monotonic()
         at = self._positions.__getitem__
         for position, names in groupby(sorted(self._led, key=at), key=at):
             group = [self._led[name] for name in names]
-            portion = feed.after(connection, position, self._batch, self._batch_bytes)
+            portion = feed.after(connection, position, self._portion, self._batch_bytes)
+            is_full = len(portion.recordeds) == self._portion
+            self._portion = min(self._portion * 2, self._batch * _GROWTH) if is_full else self._batch
             if portion.recordeds:
                 worked |= self._apply(connection, group, position, portion.recordeds)
             elif portion.unreadable is not None:
-                for projection in group:
-                    self._fail(connection, projection, portion.unreadable.position, portion.unreadable.error)
+                worked |= self._pass_over(connection, group, position, portion.unreadable)
+        return worked
+
+    def _pass_over(
+        self,
+        connection: Connection[TupleRow],
+        group: Sequence[AnyProjection],
+        position: int,
+        unreadable: feed.Unreadable,
+    ) -> bool:
+        """Behind a fact that cannot be read, those that an operator let go on; the others stop."""
+        worked = False
+        for projection in group:
+            if unreadable.position in self._skips.get(projection.name, ()):
+                worked |= step.advance(connection, [projection], position, (), to=unreadable.position)
+            else:
+                self._fail(connection, projection, unreadable.position, unreadable.error)
+        self._note(tracking.positions(connection, group))
         return worked
 
     def _apply(
@@ -209,16 +246,17 @@ class LiveProjector:
         recordeds: Sequence[Recorded],
     ) -> bool:
         try:
-            moved = step.advance(connection, self._schema, group, position, recordeds)
+            moved = step.advance(connection, group, position, recordeds, skips=self._skips)
         except Exception as error:
             if _is_of_the_connection(error):
                 raise
             self._apply_singly(connection, group, position, recordeds)
             return True
         if moved:
+            for projection in group:
+                self.applied[projection.name] += len(recordeds)
             self._note({projection.name: recordeds[-1].position for projection in group})
         else:
-            self._refused = True
             self._note(tracking.positions(connection, group))
         return moved
 
@@ -234,8 +272,9 @@ class LiveProjector:
             at = position
             for recorded in recordeds:
                 try:
-                    if not step.advance(connection, self._schema, [projection], at, [recorded]):
+                    if not step.advance(connection, [projection], at, [recorded], skips=self._skips):
                         break
+                    self.applied[projection.name] += 1
                 except Exception as error:
                     if _is_of_the_connection(error):
                         raise
@@ -253,6 +292,7 @@ class LiveProjector:
             self.failures[projection.name] = Failure(position, reason)
             self._reached.notify_all()
         logger.error("projection %s stopped at position %d: %s", projection.name, position, reason, exc_info=error)
+        tracking.note_failure(connection, projection, position, reason)
         self._led.pop(projection.name, None)
         tracking.stop_leading(connection, self._schema, projection)
 
@@ -266,8 +306,6 @@ class LiveProjector:
     def _idle(self) -> None:
         """Wait for news. What arrives from here on is read in the next round, so the marks are wiped here."""
         with self._wake:
-            if self._refused:
-                self._wake.wait_for(lambda: self._closing, _REFUSED_SECONDS)
             self._wake.wait_for(lambda: self._urgent or self._hinted or self._closing, self._pause())
             if self._hinted and not self._urgent:
                 early = self._read_at + _HINT_SECONDS - time.monotonic()
@@ -275,8 +313,6 @@ class LiveProjector:
             self._urgent = self._hinted = False
 
     def _pause(self) -> float:
-        if self._refused:
-            return 0.0
         if self._waiting and len(self._led) < len(self._projections):
             self._poll = min(self._poll * 1.5, _LAST_POLL)
             return self._poll

@@ -80,6 +80,7 @@ MESSAGES = Projection(
     version=1,
     table=Table(
         name="messages",
+        migrated=True,
         row=MessageRow,
         key=("thread_id", "run_id", "message_id"),
         hashed=("run_id",),
@@ -98,4 +99,5 @@ MESSAGES = Projection(
     key=key,
     evolve=evolve,
     clears=clears,
+    topics=frozenset(kind.topic for kind in (MessageRecorded, RunDeleted, ThreadDeleted, ThreadErased)),
 )

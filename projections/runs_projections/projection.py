@@ -1,12 +1,13 @@
 """The one shape of a projection, and the fold that every driver runs: live, rebuild, verify and in memory.
 
-A projection is a pure `evolve(row, recorded)` and where its rows live. A row belongs to one thread: its key begins with
-the thread's id, and a fact reaches rows of its own thread only. Rows are frozen dataclasses as they are stored; JSON
-in them is text.
+A projection is a name, a version, a pure `evolve(row, recorded)` and where its rows live. A row belongs to one thread:
+its key begins with the thread's id, and a fact reaches rows of its own thread only. Rows are frozen dataclasses as they
+are stored; JSON in them is text.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -15,6 +16,8 @@ from runs_es.domain import Recorded
 from runs_projections.stored_text import original, searchable, storable
 
 R = TypeVar("R")
+
+_NAME = re.compile(r"[a-z_][a-z0-9_]{0,39}")
 
 Key: TypeAlias = tuple[str, ...]
 # The first columns of a key: the rows of a thread, or of a run of it.
@@ -36,6 +39,8 @@ TEXT = Kind("text", write=storable, read=original)
 JSON = Kind("json")
 BIGINT = Kind("bigint", "bigint")
 INT = Kind("int", "int")
+FLOAT = Kind("double precision", write=repr)
+BOOL = Kind("boolean", write=lambda value: "true" if value else "false")
 # For columns that are only searched or sorted by.
 JSONB = Kind("jsonb", write=searchable)
 TIME = Kind("timestamptz")
@@ -55,6 +60,8 @@ class Table(Generic[R]):
     """Where rows live: `row`'s fields are its columns, in their order. `key` begins with thread_id.
 
     `hashed` are columns of the key that its unique index holds as md5: an index entry has less room than three ids.
+    `indexes` are further ones, each as it stands between parentheses: `"thread_id, seq"`. A `migrated` table is made by
+    `migrations/`; any other by whoever first runs its projection.
     """
 
     name: str
@@ -62,9 +69,15 @@ class Table(Generic[R]):
     key: tuple[str, ...]
     columns: tuple[Column, ...]
     hashed: tuple[str, ...] = ()
+    indexes: tuple[str, ...] = ()
+    migrated: bool = False
     stored: tuple[Column, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name.rpartition(".")[2]):
+            raise ValueError(
+                f"name of a table must be a lower-case SQL name of 40 characters at most, got {self.name!r}"
+            )
         stored = tuple(column for column in self.columns if column.derive is None)
         names = tuple(item.name for item in fields(self.row))  # type: ignore[arg-type]  # R is a dataclass
         if tuple(column.name for column in stored) != names:
@@ -84,6 +97,7 @@ class Projection(Generic[R]):
 
     `key` says which row a fact is about, `evolve` what becomes of it (None: it goes, or there is none), and `clears`
     which rows go at once: `(thread_id,)`, or a longer beginning of the key. A fact clears first, then evolves.
+    `topics` are all that it wants to see (None: every fact); a rebuild does not read the others.
     """
 
     name: str
@@ -92,10 +106,15 @@ class Projection(Generic[R]):
     key: Callable[[Recorded], Key | None]
     evolve: Callable[[R | None, Recorded], R | None]
     clears: Callable[[Recorded], Scope | None] = lambda _: None
+    topics: frozenset[str] | None = None
+
+    def wants(self, recorded: Recorded) -> bool:
+        return self.topics is None or recorded.fact.topic in self.topics
 
     def keys(self, recordeds: Iterable[Recorded]) -> list[Key]:
         """The keys of all rows that these facts are about, each once."""
-        return list(dict.fromkeys(key for recorded in recordeds if (key := self.key(recorded)) is not None))
+        keys = (self.key(recorded) for recorded in recordeds if self.wants(recorded))
+        return list(dict.fromkeys(key for key in keys if key is not None))
 
 
 AnyProjection: TypeAlias = Projection[Any]
@@ -115,6 +134,8 @@ class Fold(Generic[R]):
             self._threads.setdefault(key[0], {})[key] = row
 
     def apply(self, recorded: Recorded) -> None:
+        if not self._projection.wants(recorded):
+            return
         rows = self._threads.setdefault(recorded.fact.thread_id, {})
         scope = self._projection.clears(recorded)
         if scope is not None:

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from runs_es.domain import (
+    FACT_TYPES,
     Fact,
     MultitaskStrategy,
     Recorded,
@@ -157,6 +158,7 @@ RUNS = Projection(
     version=1,
     table=Table(
         name="runs",
+        migrated=True,
         row=RunRow,
         key=("thread_id", "run_id"),
         columns=(
@@ -186,4 +188,9 @@ RUNS = Projection(
     key=key,
     evolve=evolve,
     clears=clears,
+    topics=frozenset(
+        fact.topic
+        for fact in FACT_TYPES
+        if (issubclass(fact, RunFact) and fact.topic not in CONTENT_TOPICS) or fact in (ThreadDeleted, ThreadErased)
+    ),
 )

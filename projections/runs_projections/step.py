@@ -1,4 +1,4 @@
-"""One step of a projection: rows and position in one transaction. Live and rebuild take the same."""
+"""One step of a projection: rows and position in one transaction."""
 
 from __future__ import annotations
 
@@ -11,30 +11,40 @@ from psycopg.rows import TupleRow
 
 from runs_es.domain import Recorded
 from runs_projections import store, tracking
+from runs_projections.interventions import NO_SKIPS, Skips
 from runs_projections.projection import AnyProjection, Fold
 
 
 def advance(
     connection: Connection[TupleRow],
-    schema: str,
     projections: Sequence[AnyProjection],
     old: int,
     recordeds: Sequence[Recorded],
+    *,
+    to: int | None = None,
+    skips: Skips = NO_SKIPS,
 ) -> bool:
-    """Take projections that stand at `old` over these facts.
+    """Take projections that stand at `old` over these facts, to the last one's position or to `to`.
 
-    False, and nothing is changed, when one of them stands elsewhere (somebody else did it) or a rebuild has its gate.
+    False, and nothing is changed, when one of them stands elsewhere: somebody else did it.
     """
+    new = recordeds[-1].position if to is None else to
+    seen = [(projection, _not_skipped(projection, recordeds, skips)) for projection in projections]
     with suppress(_Elsewhere), connection.pipeline(), connection.transaction():
         # The position first: its row lock is what makes a second writer wait, and then find that it is too late.
-        moved = tracking.move(connection, schema, projections, old, recordeds[-1].position)
-        asked = [(projection, _ask(connection, projection, recordeds)) for projection in projections]
+        moved = tracking.move(connection, projections, old, new)
+        asked = [(projection, facts, _ask(connection, projection, facts)) for projection, facts in seen]
         if len(moved.fetchall()) != len(projections):
             raise _Elsewhere
-        for projection, cursor in asked:
-            _fold_and_write(connection, projection, cursor, recordeds)
+        for projection, facts, cursor in asked:
+            _fold_and_write(connection, projection, cursor, facts)
         return True
     return False
+
+
+def _not_skipped(projection: AnyProjection, recordeds: Sequence[Recorded], skips: Skips) -> Sequence[Recorded]:
+    skipped = skips.get(projection.name)
+    return [each for each in recordeds if each.position not in skipped] if skipped else recordeds
 
 
 class _Elsewhere(Exception):
@@ -42,9 +52,8 @@ class _Elsewhere(Exception):
 
 
 def refill(connection: Connection[TupleRow], projection: AnyProjection, recordeds: Sequence[Recorded]) -> None:
-    """Take one projection over these facts, in a table that nobody else knows of."""
-    with connection.transaction():
-        _fold_and_write(connection, projection, _ask(connection, projection, recordeds), recordeds)
+    """Take one projection over these facts, in a table that nobody else knows of; part of the caller's transaction."""
+    _fold_and_write(connection, projection, _ask(connection, projection, recordeds), recordeds)
 
 
 def _ask(

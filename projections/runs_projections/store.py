@@ -56,6 +56,15 @@ def write(connection: Connection[TupleRow], table: AnyTable, folded: Fold[Any]) 
         connection.execute(_upsert(table), _values(table, folded.upserts))
 
 
+def copy(connection: Connection[TupleRow], table: AnyTable, rows: Sequence[Any]) -> None:
+    """Add rows to a table that has none of their keys: several times as fast as `write`."""
+    names = ", ".join(column.name for column in table.columns)
+    columns = _values(table, rows)
+    with connection.cursor().copy(f"copy {table.name} ({names}) from stdin") as copying:
+        for values in zip(*columns, strict=True):
+            copying.write_row(values)
+
+
 def _delete(connection: Connection[TupleRow], table: AnyTable, scopes: Sequence[Scope]) -> None:
     connection.execute(_delete_by(table, len(scopes[0])), _key_columns(scopes))
 

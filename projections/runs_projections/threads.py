@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from runs_es.domain import (
+    FACT_TYPES,
     TERMINAL_FACTS,
     Fact,
     Recorded,
@@ -190,6 +191,7 @@ THREADS = Projection(
     version=1,
     table=Table(
         name="threads",
+        migrated=True,
         row=ThreadRow,
         key=("thread_id",),
         columns=(
@@ -217,4 +219,5 @@ THREADS = Projection(
     ),
     key=key,
     evolve=evolve,
+    topics=frozenset(fact.topic for fact in FACT_TYPES) - set(CONTENT_TOPICS),
 )

@@ -1,29 +1,30 @@
-"""How far each projection has come, and the advisory locks around it.
+"""How far each projection has come, why it stopped if it did, and the advisory locks around it.
 
 Exactly once rests on one statement, `move`: in the transaction that writes the rows it takes the position from what
 the writer believed to what it has folded; if it was not there, nothing is written. Two locks a projection save work:
-`lead` is held by the process that follows the log for it, as long as its session lives; the `gate` is taken shared
-by every batch and exclusively by a rebuild, which thereby has the tables to itself.
+`lead` is held by the process that follows the log for it, as long as its session lives; `rebuild` by whoever makes its
+table again, or, shared, compares it with the log.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from hashlib import blake2b
 
 from psycopg import Connection, Cursor
-from psycopg.errors import LockNotAvailable
 from psycopg.rows import TupleRow
 from psycopg.types.numeric import Int8
 
 from runs_es.domain import StoreUnavailable
 from runs_es.log import arrays, session
-from runs_es.log.arrays import Bigints, Ints, Texts
+from runs_es.log.arrays import Ints, Texts
+from runs_projections import tables
 from runs_projections.projection import AnyProjection
+from runs_projections.stored_text import storable
 
-_GATE_SECONDS = 600.0
+_REASON_LENGTH = 2000
 
 # Batches touch few rows by key of tables that may have been empty when the plan was made: always by index.
 _SETTINGS = {
@@ -37,15 +38,21 @@ _SETTINGS = {
     "plan_cache_mode": "force_generic_plan",
 }
 
-# `open` asks for the gate without waiting: whoever finds it shut does something else meanwhile.
 _MOVE = """
-with open as materialized (
-  select p.name, p.version from unnest(%b::text[], %b::int[], %b::bigint[]) p(name, version, gate)
-   where pg_try_advisory_xact_lock_shared(p.gate))
-update tracking t set position = %b::bigint
-  from open where t.name = open.name and t.version = open.version and t.position = %b::bigint
+update tracking t
+   set position = %b::bigint, failed_position = null, failed_reason = null, failed_at = null
+  from unnest(%b::text[], %b::int[]) p(name, version)
+ where t.name = p.name and t.version = p.version and t.position = %b::bigint
 returning t.name
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Stand:
+    """Where a projection stands. `retries` counts the times that an operator wanted it to go on."""
+
+    position: int
+    retries: int
 
 
 def connect(url: str, schema: str, name: str) -> Connection[TupleRow]:
@@ -60,8 +67,10 @@ def forget_plans(connection: Connection[TupleRow]) -> None:
     connection.execute("discard plans")
 
 
-def ensure(connection: Connection[TupleRow], projections: Iterable[AnyProjection]) -> None:
-    """Let each projection have a position: 0 where it has none."""
+def ensure(connection: Connection[TupleRow], schema: str, projections: Iterable[AnyProjection]) -> None:
+    """Let each projection have a table and a position: 0 where it has none."""
+    projections = list(projections)
+    tables.ensure(connection, schema, projections)
     for projection in projections:
         connection.execute(
             "insert into tracking (name, version, position) values (%s, %s, 0) on conflict do nothing",
@@ -69,41 +78,51 @@ def ensure(connection: Connection[TupleRow], projections: Iterable[AnyProjection
         )
 
 
-def positions(connection: Connection[TupleRow], projections: Sequence[AnyProjection]) -> dict[str, int]:
-    """The position of each projection, by name."""
+def stands(connection: Connection[TupleRow], projections: Sequence[AnyProjection]) -> dict[str, Stand]:
+    """Where each projection stands, by name."""
     rows = connection.execute(
-        "select t.name, t.position from tracking t join unnest(%s::text[], %s::int[]) p(name, version)"
+        "select t.name, t.position, t.retries from tracking t join unnest(%s::text[], %s::int[]) p(name, version)"
         " using (name, version)",
         ([projection.name for projection in projections], [projection.version for projection in projections]),
     ).fetchall()
-    return dict(rows)
+    return {name: Stand(position, retries) for name, position, retries in rows}
+
+
+def positions(connection: Connection[TupleRow], projections: Sequence[AnyProjection]) -> dict[str, int]:
+    """The position of each projection, by name."""
+    return {name: stand.position for name, stand in stands(connection, projections).items()}
 
 
 def move(
-    connection: Connection[TupleRow], schema: str, projections: Sequence[AnyProjection], old: int, new: int
+    connection: Connection[TupleRow], projections: Sequence[AnyProjection], old: int, new: int
 ) -> Cursor[TupleRow]:
     """Ask to move projections from `old` to `new`; the answer has a row for each that moved."""
     return connection.execute(
         _MOVE,
         (
+            Int8(new),
             Texts([projection.name for projection in projections]),
             Ints([projection.version for projection in projections]),
-            Bigints([_gate(schema, projection) for projection in projections]),
-            Int8(new),
             Int8(old),
         ),
     )
 
 
-def reset(connection: Connection[TupleRow], projections: Sequence[AnyProjection]) -> None:
-    """Empty the tables and begin at the first fact again. Locks go in the order of a batch: position, then rows."""
-    with connection.transaction():
-        for projection in projections:
-            connection.execute(
-                "update tracking set position = 0 where name = %s and version = %s",
-                (projection.name, projection.version),
-            )
-        connection.execute(f"truncate {', '.join(projection.table.name for projection in projections)}")
+def note_failure(connection: Connection[TupleRow], projection: AnyProjection, position: int, reason: str) -> None:
+    """Let everybody see that it stopped before `position`, unless somebody has got past."""
+    connection.execute(
+        "update tracking set failed_position = %s, failed_reason = %s, failed_at = clock_timestamp()"
+        " where name = %s and version = %s and position < %s",
+        (position, storable(reason)[:_REASON_LENGTH], projection.name, projection.version, position),
+    )
+
+
+def ask_again(connection: Connection[TupleRow], projection: AnyProjection) -> None:
+    """Let every process try again where it had stopped."""
+    connection.execute(
+        "update tracking set retries = retries + 1 where name = %s and version = %s",
+        (projection.name, projection.version),
+    )
 
 
 def try_lead(connection: Connection[TupleRow], schema: str, projection: AnyProjection) -> bool:
@@ -117,38 +136,24 @@ def stop_leading(connection: Connection[TupleRow], schema: str, projection: AnyP
 
 
 @contextmanager
-def gate_held(
-    connection: Connection[TupleRow], schema: str, projections: Sequence[AnyProjection], *, shared: bool = False
+def rebuild_lock(
+    connection: Connection[TupleRow], schema: str, projection: AnyProjection, *, shared: bool = False
 ) -> Iterator[None]:
-    """Hold the gates of these projections: alone, or shared to keep only rebuilds out. Raises StoreUnavailable."""
+    """Keep other rebuilds out; `shared` lets in those that only look. Raises StoreUnavailable if there is one."""
     suffix = "_shared" if shared else ""
-    keys = sorted(_gate(schema, projection) for projection in projections)  # one order for all: no deadlock
-    held: list[int] = []
+    key = _key("rebuild", schema, projection)
+    if connection.execute(f"select pg_try_advisory_lock{suffix}(%s)", (key,)).fetchone() != (True,):
+        raise StoreUnavailable(f"{projection.name} is being rebuilt or verified by another process; wait for that one")
     try:
-        for key in keys:
-            _wait_for_gate(connection, f"select pg_advisory_lock{suffix}(%s)", key)
-            held.append(key)
         yield
     finally:
-        for key in held if not connection.closed else ():  # a lost connection has lost its locks as well
+        if not connection.closed:  # a lost connection has lost its locks as well
             connection.execute(f"select pg_advisory_unlock{suffix}(%s)", (key,))
 
 
-def _wait_for_gate(connection: Connection[TupleRow], statement: str, key: int) -> None:
-    # In turns of `lock_timeout`: a waiting statement holds a snapshot, and a rebuild may take long.
-    deadline = time.monotonic() + _GATE_SECONDS
-    while True:
-        try:
-            connection.execute(statement, (key,))
-        except LockNotAvailable:
-            if time.monotonic() > deadline:
-                raise StoreUnavailable("another rebuild or check of this read model goes on and on") from None
-        else:
-            return
-
-
-def _gate(schema: str, projection: AnyProjection) -> int:
-    return _key("gate", schema, projection)
+def lead_key(schema: str, projection: AnyProjection) -> int:
+    """The advisory lock that the leader holds."""
+    return _key("lead", schema, projection)
 
 
 def _key(purpose: str, schema: str, projection: AnyProjection) -> int:

@@ -32,6 +32,19 @@ VALUES: tuple[Any, ...] = (
     [],
     12345678901234,
 )
+# What messages say of what they took: as it should be, again the same, and as nobody should say it.
+SPOKEN: tuple[Any, ...] = (
+    *VALUES,
+    *(
+        {"usage_metadata": usage, "response_metadata": {"model_name": model}}
+        for usage, model in (
+            ({"input_tokens": 7, "output_tokens": 5, "input_token_details": {"cache_read": 3}}, "model-1"),
+            ({"input_tokens": 7, "output_tokens": 5, "input_token_details": {"cache_read": 3}}, "model-1"),
+            ({"input_tokens": 100, "output_tokens": 50, "output_token_details": {"reasoning": 20}}, "model\x00"),
+            ({"input_tokens": -1, "output_tokens": "many", "input_token_details": None}, None),
+        )
+    ),
+)
 METADATA: tuple[dict[str, Any], ...] = ({}, {"z": "last", "a": "first"}, {"nul": "\x00"}, {"a": [1, {"b": 2}]})
 TEXTS = ("boom", "nul \x00 here", "", "\ufdd01", "ß" * 300)
 TIMES = (None, "2026-01-02T03:04:05+02:00", "2026-01-02T03:04:05.678901-11:30")
@@ -115,7 +128,7 @@ class Teller:
                 occurred_at=now(),
                 message_id=self._choose(self._messages[-3:]),
                 event_type=self._choose(("human", "ai", "nul\x00")),
-                content=self._choose(VALUES),
+                content=self._choose(SPOKEN),
                 metadata=self._choose(METADATA),
             )
         )

@@ -98,11 +98,11 @@ def test_without_any_leader_the_position_alone_keeps_writers_apart(log: EventLog
         with tracking.connect(log.url, SCHEMA, "test") as connection:
             while (position := tracking.positions(connection, PROJECTIONS)["runs"]) < last:
                 portion = feed.after(connection, position, batch, 2**20)
-                if step.advance(connection, SCHEMA, PROJECTIONS, position, portion.recordeds):
+                if step.advance(connection, PROJECTIONS, position, portion.recordeds):
                     applied.append(len(portion.recordeds))
 
     with tracking.connect(log.url, SCHEMA, "test") as connection:
-        tracking.ensure(connection, PROJECTIONS)
+        tracking.ensure(connection, SCHEMA, PROJECTIONS)
     workers = [threading.Thread(target=work, args=(batch,)) for batch in (2, 3, 5)]
     for worker in workers:
         worker.start()
@@ -116,14 +116,14 @@ def test_without_any_leader_the_position_alone_keeps_writers_apart(log: EventLog
 def test_a_position_that_moved_meanwhile_changes_nothing(log: EventLog) -> None:
     append_one(log, created("t"))
     with tracking.connect(log.url, SCHEMA, "test") as connection:
-        tracking.ensure(connection, PROJECTIONS)
+        tracking.ensure(connection, SCHEMA, PROJECTIONS)
         facts = feed.after(connection, 0, 10, 2**20).recordeds
-        assert step.advance(connection, SCHEMA, PROJECTIONS, 0, facts)
+        assert step.advance(connection, PROJECTIONS, 0, facts)
         before = stored(log)
-        assert not step.advance(connection, SCHEMA, PROJECTIONS, 0, facts)
+        assert not step.advance(connection, PROJECTIONS, 0, facts)
         # One of them elsewhere is enough: all or nothing.
         connection.execute("update tracking set position = 0 where name = 'runs'")
-        assert not step.advance(connection, SCHEMA, PROJECTIONS, 0, facts)
+        assert not step.advance(connection, PROJECTIONS, 0, facts)
         assert tracking.positions(connection, PROJECTIONS)["runs"] == 0
 
     assert stored(log) == before
