@@ -12,7 +12,20 @@ from fastapi_offline import FastAPIOffline
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from runs_api import assistants, diffs, events, history_page, messages, meta, run_lists, runs, stateless, threads
+from runs_api import (
+    assistants,
+    diffs,
+    events,
+    history_page,
+    messages,
+    meta,
+    projections,
+    run_lists,
+    runs,
+    stateless,
+    threads,
+    usage,
+)
 from runs_api.edge import Edge
 from runs_api.errors import add_handlers
 from runs_api.gate import RequestGate
@@ -67,7 +80,20 @@ def create_app(store: Store, settings: Settings) -> FastAPI:
     )
     app.state.edge = edge
     add_handlers(app)
-    for room in (assistants, threads, runs, run_lists, stateless, diffs, history_page, events, messages, meta):
+    for room in (
+        assistants,
+        threads,
+        runs,
+        run_lists,
+        stateless,
+        diffs,
+        history_page,
+        events,
+        messages,
+        usage,
+        projections,
+        meta,
+    ):
         app.include_router(room.router)
     return app
 

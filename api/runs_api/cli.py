@@ -1,4 +1,4 @@
-"""The command line: `runs-es serve | work | migrate | rebuild | check | history | diff | tail | retain | erase`.
+"""The command line: `serve | work | migrate | rebuild | projections | check | history | diff | tail | retain | erase`.
 
 What can be expected to go wrong is answered with one sentence that says what to do, and exit code 1 (2 for a wrong
 command line); a traceback here is a mistake of ours.
@@ -24,10 +24,10 @@ import typer
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
-from runs_api import cli_check, cli_diff, cli_history, cli_retention, cli_tail
+from runs_api import cli_check, cli_diff, cli_history, cli_projections, cli_rebuild, cli_retention, cli_tail
 from runs_api.meta import version_of
 from runs_api.terminal import Refused, err, migrated_database, out
 from runs_es.database import (
@@ -41,9 +41,9 @@ from runs_es.database import migrate as migrations
 from runs_es.domain import StoreUnavailable, UnknownTopic
 from runs_es.execution.langgraph.graphs import GraphLoadError
 from runs_es.settings import Settings
+from runs_projections.loading import ProjectionLoadError
 
 if TYPE_CHECKING:
-    from runs_projections.rebuild import RebuildReport
     from runs_projections.wiring import Store
 
 app = typer.Typer(
@@ -81,7 +81,14 @@ def main() -> None:
             for each in error.errors()
         )
         _fail("; ".join(problems), 2)
-    except (DatabaseUnavailable, MigrationFailed, SchemaMismatch, GraphLoadError, StoreUnavailable) as error:
+    except (
+        DatabaseUnavailable,
+        MigrationFailed,
+        SchemaMismatch,
+        GraphLoadError,
+        ProjectionLoadError,
+        StoreUnavailable,
+    ) as error:
         _fail(str(error))
     except UnknownTopic as error:
         _fail(f"{error}: a newer version wrote this log; run that one, or upgrade")
@@ -261,68 +268,8 @@ def migrate() -> None:
         out.print(f"{where}: {f'{len(applied)} applied' if applied else 'nothing to do'}")
 
 
-@app.command()
-def rebuild(
-    names: Annotated[
-        list[str] | None, typer.Argument(help="Read models: runs, messages, threads; all by default.")
-    ] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Change nothing; compare with what the log says.")] = False,
-) -> None:
-    """Make read models again from the log, while the service runs; or verify that they are what the log says."""
-    from runs_projections.rebuild import rebuild as make_again
-
-    settings = Settings()
-    with migrated_database(settings) as database, _progress() as progress:
-        task = progress.add_task("verifying" if verify else "rebuilding", total=None)
-        try:
-            report = make_again(
-                database.url,
-                names or None,
-                lambda done, total: progress.update(task, completed=done, total=total),
-                schema=settings.db_schema,
-                verify=verify,
-            )
-        except ValueError as error:
-            raise Refused(str(error), 2) from error
-    _print_report(report, verify)
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeRemainingColumn(),
-        console=err,
-        disable=not err.is_terminal,
-    )
-
-
-class _Rate(ProgressColumn):
-    """Facts a second."""
-
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:,.0f} facts/s" if speed else "", "cyan")
-
-
-def _print_report(report: RebuildReport, verify: bool) -> None:
-    rate = report.facts / report.seconds if report.seconds else 0
-    out.print(f"{report.facts:,} facts in {report.seconds:.2f} s ({rate:,.0f}/s)")
-    for name, rows in report.rows.items():
-        out.print(f"  {name:<10}{rows:>12,} rows")
-    if not verify:
-        return
-    for difference in report.differences:
-        where = f"{difference.name} {'/'.join(difference.key)} {difference.column}".rstrip()
-        out.print(Text(f"  {where}: expected {difference.expected}, found {difference.found}", "red"))
-    if report.differences:
-        wrong = " ".join(sorted({difference.name for difference in report.differences}))
-        raise Refused(f"the read models differ from the log; `runs-es rebuild {wrong}` makes them again")
-    out.print("identical to what the log says")
-
-
+app.command()(cli_rebuild.rebuild)
+app.add_typer(cli_projections.app, name="projections")
 app.command()(cli_retention.retain)
 app.command()(cli_retention.erase)
 
@@ -331,3 +278,7 @@ app.command()(cli_check.check)
 app.command()(cli_history.history)
 app.command()(cli_diff.diff)
 app.command()(cli_tail.tail)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import sys
 from enum import StrEnum
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ from psycopg.errors import LockNotAvailable
 from rich.table import Table
 from rich.text import Text
 
-from runs_api.terminal import Refused, migrated_database, out
+from runs_api.terminal import Refused, migrated_database, out, user
 from runs_es.domain import ConflictError, Provenance, RunStatus, ThreadNotFound
 from runs_es.log import retention
 from runs_es.log.event_log import EventLog
@@ -129,6 +128,7 @@ def erase(
 ) -> None:
     """Delete a thread for good: runs, messages, frames. Who did it, when and why is all that stays."""
     from runs_projections.live import LiveProjector
+    from runs_projections.loading import load_projections
 
     if not reason.strip():
         raise Refused("--reason must say something: it is all that will be left", 2)
@@ -136,8 +136,11 @@ def erase(
     with migrated_database(settings) as database:
         if not yes:
             typer.confirm(f"Erase thread {thread} for good?", abort=True)
-        with EventLog(database.url, settings.db_schema, pool_size=2) as log, LiveProjector(log) as projector:
-            provenance = Provenance(actor=f"shell:{_user()}", reason=reason.strip())
+        with (
+            EventLog(database.url, settings.db_schema, pool_size=2) as log,
+            LiveProjector(log, load_projections(settings)) as projector,
+        ):
+            provenance = Provenance(actor=f"shell:{user()}", reason=reason.strip())
             try:
                 erased = retention.erase_thread(log, thread, provenance=provenance, force=force)
             except ThreadNotFound as error:
@@ -149,10 +152,3 @@ def erase(
     out.print("its checkpoints go with the next sweep of a worker")
     if not is_applied:
         raise Refused("the read models still lag behind; they lose the thread as soon as a server has caught up")
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # an account without a name, as in some containers
-        return "unknown"

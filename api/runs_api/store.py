@@ -11,7 +11,10 @@ from runs_es.service.application import RunsApplicationService
 from runs_es.service.commands import FindRunsQuery, ListRunMessagesQuery, ListRunsQuery
 from runs_es.service.views import RunMessageView, RunSnapshot, StoredRunEvent, ThreadSnapshot
 from runs_es.streams.cursor import RunStreams
+from runs_projections.consumption import ModelUsage
 from runs_projections.freshness import Counted, Listed
+from runs_projections.live import LiveProjector
+from runs_projections.projection import AnyProjection
 
 
 class RunReader(Protocol):
@@ -65,6 +68,12 @@ class EventReader(Protocol):
         limit: int = 500,
         types: Sequence[str] | None = None,
     ) -> Listed[StoredRunEvent]: ...
+
+
+class UsageReader(Protocol):
+    """Tokens by model, of a thread or a run in it."""
+
+    def by_model(self, thread_id: str, run_id: str | None = None) -> tuple[list[ModelUsage], Counted]: ...
 
 
 class StateReader(Protocol):
@@ -121,6 +130,15 @@ class Store(Protocol):
 
     @property
     def events(self) -> EventReader: ...
+
+    @property
+    def usage(self) -> UsageReader: ...
+
+    @property
+    def projections(self) -> Sequence[AnyProjection]: ...
+
+    @property
+    def projector(self) -> LiveProjector: ...
 
     @property
     def log(self) -> EventLog: ...

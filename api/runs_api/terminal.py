@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -35,3 +36,11 @@ def migrated_database(settings: Settings) -> Iterator[Database]:
         if missing := migrations.pending(database.url, settings.db_schema):
             raise Refused(f"the database lacks {', '.join(missing)}: run `runs-es migrate` first")
         yield database
+
+
+def user() -> str:
+    """Who types."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # an account without a name, as in some containers
+        return "unknown"

@@ -13,7 +13,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from runs_es.log.reader import LogReader
 from runs_projections import store
-from runs_projections.projection import Projection
+from runs_projections.loading import PROJECTIONS
+from runs_projections.projection import AnyProjection, Projection
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -49,13 +50,14 @@ class Waiter(Protocol):
 
 
 class TrackingPoll:
-    """Waits by asking the database: for a process that only reads."""
+    """Waits by asking the database: for a process that only reads `projections`."""
 
-    def __init__(self, reader: LogReader) -> None:
+    def __init__(self, reader: LogReader, projections: Iterable[AnyProjection] = PROJECTIONS) -> None:
         self._reader = reader
+        self._versions = {projection.name: projection.version for projection in projections}
 
     def wait_for(self, position: int, timeout: float, names: Iterable[str] | None = None) -> bool:
-        wanted = list(names) if names is not None else None
+        wanted = list(names) if names is not None else list(self._versions)
         deadline = time.monotonic() + timeout
         pause = _FIRST_PAUSE
         while not self._reached(position, wanted):
@@ -66,11 +68,12 @@ class TrackingPoll:
             pause = min(pause * 1.5, _LAST_PAUSE)
         return True
 
-    def _reached(self, position: int, names: list[str] | None) -> bool:
+    def _reached(self, position: int, names: list[str]) -> bool:
         with self._reader.connection() as connection:
             row = connection.execute(
-                "select min(position) >= %s from tracking where %s::text[] is null or name = any(%s)",
-                (position, names, names),
+                "select min(position) >= %s from tracking join unnest(%s::text[], %s::int[]) p(name, version)"
+                " using (name, version)",
+                (position, names, [self._versions[name] for name in names]),
             ).fetchone()
         return row == (True,)
 

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from runs_es.database import open_database
 from runs_es.database.migrate import migrate
@@ -27,12 +27,18 @@ from runs_es.service.application import RunsApplicationService
 from runs_es.settings import Settings
 from runs_es.streams.cursor import RunStreams
 from runs_es.streams.hub import Hub
+from runs_projections.consumption import ProjectedUsage
 from runs_projections.live import LiveProjector
+from runs_projections.loading import load_projections
+from runs_projections.projection import AnyProjection, Projection
 from runs_projections.readers import ProjectedEvents, ProjectedRuns, ProjectedThreads
+from runs_projections.rows import ProjectedRows
 
 if TYPE_CHECKING:
     from runs_es.execution.langgraph.graphs import GraphRegistry
     from runs_es.execution.langgraph.state import GraphStateReader
+
+R = TypeVar("R")
 
 _THREADS = 32  # blocking calls of the application service at once
 _STATE_CONNECTIONS = 4
@@ -45,6 +51,8 @@ class Store:
     runs: ProjectedRuns
     threads: ProjectedThreads
     events: ProjectedEvents
+    usage: ProjectedUsage
+    projections: tuple[AnyProjection, ...]
     log: EventLog
     streams: RunStreams
     registry: GraphRegistry | None = None
@@ -79,13 +87,15 @@ class Store:
         self._exit.callback(retention.close)
         retention.start()
         threads = self._exit.enter_context(ThreadPoolExecutor(_THREADS, "runs-es service"))
-        projector = LiveProjector(self.log)
+        self.projections = load_projections(settings)
+        projector = LiveProjector(self.log, self.projections)
         projector.start()
         self._exit.callback(projector.close)
         self.projector = projector
         self.runs = ProjectedRuns(self.log, projector, wait=settings.list_wait_seconds)
         self.events = ProjectedEvents(self.log, projector, wait=settings.list_wait_seconds)
         self.threads = ProjectedThreads(self.log, projector, wait=settings.list_wait_seconds)
+        self.usage = ProjectedUsage(self.log, projector, wait=settings.list_wait_seconds, prices=settings.prices)
         self.streams = RunStreams(Hub(self.log, ring_bytes=settings.ring_bytes), self.log.reader, threads)
         self._exit.callback(self.streams.close)
         self.queue = JobQueue(self.database.url, settings.db_schema)
@@ -103,6 +113,10 @@ class Store:
         open_executor = self._graphs(config) if executor is None else _given(executor)
         if work:
             self._work(open_executor)
+
+    def rows(self, projection: Projection[R]) -> ProjectedRows[R]:
+        """A reader of a projection that this process follows."""
+        return ProjectedRows(self.log, projection, self.projector, wait=self.settings.list_wait_seconds)
 
     def _work(self, open_executor: Callable[[], AbstractAsyncContextManager[RunExecutor]]) -> None:
         self.worker = WorkerSupervisor(
@@ -174,7 +188,7 @@ def open_store(
     """Open the store: find or start the database, migrate it, follow it, and, with `work`, execute runs here.
 
     Runs are executed by `executor`; without one by LangGraph, with the graphs of `config` (a langgraph.json), or else
-    the demo agent. Raises DatabaseUnavailable, MigrationFailed, GraphLoadError.
+    the demo agent. Raises DatabaseUnavailable, MigrationFailed, GraphLoadError, ProjectionLoadError.
     """
     return Store(settings or Settings(), executor=executor, config=config, work=work)
 
