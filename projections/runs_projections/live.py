@@ -288,11 +288,11 @@ class LiveProjector:
     ) -> None:
         """Stop this projection here and let another process, perhaps of a newer version, lead it."""
         reason = f"{type(error).__name__}: {error}"
+        tracking.note_failure(connection, projection, position, reason)
         with self._reached:
             self.failures[projection.name] = Failure(position, reason)
             self._reached.notify_all()
         logger.error("projection %s stopped at position %d: %s", projection.name, position, reason, exc_info=error)
-        tracking.note_failure(connection, projection, position, reason)
         self._led.pop(projection.name, None)
         tracking.stop_leading(connection, self._schema, projection)
 
