@@ -99,11 +99,11 @@ def library(url: str, view: type[LibraryRuns]) -> float:
         application_class=FactApplication,
         projection_class=ProjectRuns,
         view_class=view,
-        env={**library_environment(url), "CREATE_TABLE": "y"},
+        env={**library_environment(url), "LIBRARYRUNS_PERSISTENCE_MODULE": "eventsourcing.postgres"},
     ) as running:
         threading.Event().wait(SECONDS)
         taken = time.perf_counter() - begun
-        done = running.projection.view.max_tracking_id("FactApplication")
+        done = running.projection.view.max_tracking_id(running.app.name)
     assert done, "the library's runner took no fact"
     return done / taken
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from psycopg import Connection
+from psycopg.rows import TupleRow
 
 from runs_es.log.event_log import EventLog
-from runs_projections import PROJECTIONS, LiveProjector, rebuild
+from runs_projections import PROJECTIONS, LiveProjector, filling, fold, rebuild, step, tracking
+from runs_projections.projection import AnyProjection, Key
 from tests.projections.comparing import all_facts, assert_tells_the_story, folded, stored
 from tests.projections.histories import Teller, append, tell_all
 
@@ -57,6 +61,46 @@ def test_live_rebuilt_and_folded_read_models_are_the_same(
     assert live == folded(log)
     assert_tells_the_story(live, tellers)
     assert projector.failures == {}
+
+
+@given(data=st.data())
+@settings(
+    max_examples=8,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.large_base_example,
+    ],
+)
+def test_at_every_prefix_live_rebuilt_and_folded_are_the_same(log: EventLog, names: Names, data: st.DataObject) -> None:
+    def choose(options):  # type: ignore[no-untyped-def]
+        return options[data.draw(st.integers(0, len(options) - 1))]
+
+    before = all_facts(log)
+    tellers = [Teller(names.fresh(), choose) for _ in range(data.draw(st.integers(1, 3)))]
+    tell_all(tellers, data.draw(st.integers(1, 25)), choose)
+    append(log, tellers, random.Random(data.draw(st.integers(0, 9))))
+    facts = all_facts(log)
+    with tracking.connect(log.url, log.schema, "test") as connection:
+        tracking.ensure(connection, log.schema, PROJECTIONS)
+        position = before[-1].position if before else 0
+        while (done := sum(fact.position <= position for fact in facts)) < len(facts):
+            portion = facts[done : done + data.draw(st.integers(1, 4))]
+            assert step.advance(connection, PROJECTIONS, position, portion)
+            position = portion[-1].position
+
+            in_memory = {each.name: fold(each, facts[: done + len(portion)]) for each in PROJECTIONS}
+            assert stored(log) == in_memory
+            assert {each.name: filled(connection, each, position) for each in PROJECTIONS} == in_memory
+
+
+def filled(connection: Connection[TupleRow], projection: AnyProjection, position: int) -> dict[Key, Any]:
+    """The rows that a rebuild makes of the facts up to a position."""
+    portions = filling.threads(connection, projection, "", position, frozenset(), batch=3, max_bytes=2**20)
+    return {projection.table.key_of(row): row for portion in portions for row in portion.rows}
 
 
 def test_a_rebuild_of_many_random_stories_changes_nothing(log: EventLog, projector: LiveProjector) -> None:
