@@ -82,7 +82,7 @@ class Settings(BaseSettings):
         None, description="read models of your own, as `module:object`, separated by commas"
     )
     prices: dict[str, Price] = Field(
-        default_factory=dict,
+        {},
         description="what a million tokens cost, by model, for `usage` (JSON; see projections/README.md)",
     )
     user_header: str | None = Field(

@@ -4,6 +4,7 @@ number and in bytes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -17,16 +18,19 @@ from runs_es.log.arrays import Texts
 from runs_es.log.reader import FACT_COLUMNS as FACT_COLUMNS
 from runs_es.log.reader import recorded
 
-# A state's length is known without reading it, so what goes over `max_bytes` is not fetched.
+# A state's length is known without reading it, so what goes over `max_bytes` is not fetched; nor is a fact that nobody
+# wants, but for the last, which says how far the portion goes. Topics that nobody knows are for the caller to stumble
+# over.
 _PORTION = f"""
-select {FACT_COLUMNS}, position as at
-  from (select f.*, sum(octet_length(state)) over (order by position rows unbounded preceding) - octet_length(state)
-               as before
-          from events_facts f where position > %b::bigint order by position limit %b::bigint) f
- where before < %b::bigint
+select {FACT_COLUMNS}, position as at, number
+  from (select f.*, row_number() over w as number, lead(position) over w is null as is_last,
+               topic = any(%b::text[]) or topic <> all(%b::text[]) as is_wanted,
+               sum(octet_length(state)) over w as bytes
+          from events_facts f where position > %b::bigint
+        window w as (order by position rows unbounded preceding) order by position limit %b::bigint) f
+ where bytes - octet_length(state) < %b::bigint and (is_wanted or is_last or bytes >= %b::bigint)
  order by position
 """
-# Topics that nobody knows are read too: they are for whoever reads to stumble over.
 _THREADS = f"""
 select {FACT_COLUMNS}
   from (select f.*, sum(octet_length(state)) over (order by thread_id, revision rows unbounded preceding)
@@ -52,8 +56,13 @@ class Unreadable:
 
 @dataclass(slots=True)
 class Portion:
-    """Facts that follow each other, and behind them, if there is one, the fact that cannot be read."""
+    """Facts that follow each other, and behind them, if there is one, the fact that cannot be read.
 
+    It goes up to position `last`, over `size` facts, those that nobody wants included.
+    """
+
+    last: int
+    size: int = 0
     recordeds: list[Recorded] = field(default_factory=list)
     unreadable: Unreadable | None = None
 
@@ -106,14 +115,36 @@ def last_position(connection: Connection[TupleRow]) -> int:
     return int(row[0])
 
 
-def after(connection: Connection[TupleRow], position: int, limit: int, max_bytes: int) -> Portion:
-    """The facts after `position`: at most `limit`, and no more once they come to `max_bytes`."""
-    portion = Portion()
-    rows = connection.execute(_PORTION, (Int8(position), Int8(limit), Int8(max_bytes)), binary=True).fetchall()
-    for *fact_row, at in rows:
+def after(
+    connection: Connection[TupleRow],
+    position: int,
+    limit: int,
+    max_bytes: int,
+    topics: frozenset[str] | None = None,
+) -> Portion:
+    """The facts after `position`: over at most `limit`, no more once they come to `max_bytes`, and of these `topics`
+    (None: all).
+    """
+    known = list(codec.versions)
+    wanted = known if topics is None else sorted(topics)
+    bytes_ = Int8(max_bytes)
+    parameters = (Texts(wanted), Texts(known), Int8(position), Int8(limit), bytes_, bytes_)
+    portion = Portion(position)
+    for *fact_row, at, number in connection.execute(_PORTION, parameters, binary=True).fetchall():
         try:
             portion.recordeds.append(recorded(fact_row))
         except Exception as error:  # noqa: BLE001  (kept, and raised by whoever has dealt with the facts before it)
             portion.unreadable = Unreadable(at, error)
             break
+        portion.last, portion.size = at, number
     return portion
+
+
+def union(topics: Iterable[frozenset[str] | None]) -> frozenset[str] | None:
+    """All that one of them wants."""
+    everything: frozenset[str] = frozenset()
+    for each in topics:
+        if each is None:
+            return None
+        everything |= each
+    return everything

@@ -212,11 +212,12 @@ class LiveProjector:
         at = self._positions.__getitem__
         for position, names in groupby(sorted(self._led, key=at), key=at):
             group = [self._led[name] for name in names]
-            portion = feed.after(connection, position, self._portion, self._batch_bytes)
-            is_full = len(portion.recordeds) == self._portion
+            topics = feed.union(projection.topics for projection in group)
+            portion = feed.after(connection, position, self._portion, self._batch_bytes, topics)
+            is_full = portion.size == self._portion
             self._portion = min(self._portion * 2, self._batch * _GROWTH) if is_full else self._batch
             if portion.recordeds:
-                worked |= self._apply(connection, group, position, portion.recordeds)
+                worked |= self._apply(connection, group, position, portion)
             elif portion.unreadable is not None:
                 worked |= self._pass_over(connection, group, position, portion.unreadable)
         return worked
@@ -243,10 +244,11 @@ class LiveProjector:
         connection: Connection[TupleRow],
         group: Sequence[AnyProjection],
         position: int,
-        recordeds: Sequence[Recorded],
+        portion: feed.Portion,
     ) -> bool:
+        recordeds = portion.recordeds
         try:
-            moved = step.advance(connection, group, position, recordeds, skips=self._skips)
+            moved = step.advance(connection, group, position, recordeds, to=portion.last, skips=self._skips)
         except Exception as error:
             if _is_of_the_connection(error):
                 raise
@@ -254,8 +256,8 @@ class LiveProjector:
             return True
         if moved:
             for projection in group:
-                self.applied[projection.name] += len(recordeds)
-            self._note({projection.name: recordeds[-1].position for projection in group})
+                self.applied[projection.name] += portion.size
+            self._note({projection.name: portion.last for projection in group})
         else:
             self._note(tracking.positions(connection, group))
         return moved

@@ -204,7 +204,7 @@ class _Rebuilding:
 
     def _step(self, new: AnyProjection, position: int, target: int) -> int | None:
         """One batch in the order of commits, no further than `target`; None when there is no more."""
-        portion = feed.after(self.connection, position, self.batch, _BATCH_BYTES)
+        portion = feed.after(self.connection, position, self.batch, _BATCH_BYTES, new.topics)
         skipped = self.skips.get(new.name, frozenset())
         recordeds = [each for each in portion.recordeds if each.position <= target]
         if recordeds:

@@ -43,6 +43,7 @@ select h.head, r.seq, r.n, r.run_id, r.topic, r.state, r.first_frame, r.recorded
 """
 _STORED_FACTS: LiteralString = _STORED.replace("from events", "from events_facts")
 _TRIES = 3
+NOBODY = Provenance()
 
 
 class KeyPageGone(ValueError):
@@ -423,4 +424,7 @@ def recorded(row: Sequence[Any]) -> Recorded:
 
 
 def _provenance(who: Sequence[Any]) -> Provenance:
-    return Provenance(actor=who[0], reason=who[1], correlation_id=who[2], causation_id=who[3])
+    actor, reason, correlation_id, causation_id = who
+    if actor is reason is correlation_id is causation_id is None:
+        return NOBODY  # most facts: one object for all of them costs less
+    return Provenance(actor=actor, reason=reason, correlation_id=correlation_id, causation_id=causation_id)
