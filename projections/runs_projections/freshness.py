@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
+from runs_es.domain import StoreUnavailable
 from runs_es.log.reader import LogReader
 from runs_projections import store
 from runs_projections.loading import PROJECTIONS
@@ -134,12 +135,21 @@ class TrackedTable(Generic[R]):
         while True:
             heard = self.waiter.wait_for(needed, max(deadline - time.monotonic(), 0), [self.projection.name])
             position, answer = read()
+            if position < 0:
+                position = -1 - position
+                if position < needed and (not heard or time.monotonic() >= deadline):
+                    raise StoreUnavailable(self._being_made(position))
             if position >= needed or not heard or time.monotonic() >= deadline:
                 return position, answer, position >= needed
             time.sleep(_FIRST_PAUSE)  # it has not heard yet that a rebuild took the position back
 
+    def _being_made(self, position: int) -> str:
+        name, version = self.projection.name, self.projection.version
+        return f"version {version} of the read model {name} is being made for the first time, at position {position}"
 
+
+# Below zero, as -1 - position, while the read model has never been at the end of the log: what it has is a part.
 _POSITION = (
-    "(select coalesce((select position from tracking where name = %(projection)s and version = %(version)s), 0)"
-    " as position) p"
+    "(select coalesce((select case when built_at is null then -1 - position else position end from tracking"
+    " where name = %(projection)s and version = %(version)s), 0) as position) p"
 )

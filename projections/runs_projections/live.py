@@ -181,6 +181,8 @@ class LiveProjector:
         """See where everything stands, and lead what nobody leads."""
         stands = tracking.stands(connection, self._projections)
         self._note({name: stand.position for name, stand in stands.items()})
+        if not all(stand.is_built for stand in stands.values()):
+            tracking.note_built(connection, self._projections)
         self._heed(connection, {name: stand.retries for name, stand in stands.items()})
         for projection in self._others():
             if projection.name not in self.failures and tracking.try_lead(connection, self._schema, projection):

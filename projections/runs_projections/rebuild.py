@@ -182,7 +182,8 @@ class _Rebuilding:
             tables.swap(connection, self.schema, projection.table, new.table)
             connection.execute(
                 "update tracking set position = %s, retries = retries + 1, failed_position = null,"
-                " failed_reason = null, failed_at = null where name = %s and version = %s",
+                " failed_reason = null, failed_at = null, built_at = coalesce(built_at, clock_timestamp())"
+                " where name = %s and version = %s",
                 (position, projection.name, projection.version),
             )
             rebuilds.note_done(connection, projection, grace)

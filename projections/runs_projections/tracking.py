@@ -25,6 +25,8 @@ from runs_projections.projection import AnyProjection
 from runs_projections.stored_text import storable
 
 _REASON_LENGTH = 2000
+_SHORT = 10_000  # facts that a live driver catches up with in a moment: nobody has to know
+_NEARLY = 1000
 
 # Batches touch few rows by key of tables that may have been empty when the plan was made: always by index.
 _SETTINGS = {
@@ -49,10 +51,14 @@ returning t.name
 
 @dataclass(frozen=True, slots=True)
 class Stand:
-    """Where a projection stands. `retries` counts the times that an operator wanted it to go on."""
+    """Where a projection stands.
+
+    `retries` counts the times that an operator wanted it to go on; `is_built` once it has been at the end of the log.
+    """
 
     position: int
     retries: int
+    is_built: bool
 
 
 def connect(url: str, schema: str, name: str) -> Connection[TupleRow]:
@@ -73,19 +79,21 @@ def ensure(connection: Connection[TupleRow], schema: str, projections: Iterable[
     tables.ensure(connection, schema, projections)
     for projection in projections:
         connection.execute(
-            "insert into tracking (name, version, position) values (%s, %s, 0) on conflict do nothing",
-            (projection.name, projection.version),
+            "insert into tracking (name, version, position, built_at)"
+            " select %s, %s, 0, case when coalesce(max(position), 0) < %s then clock_timestamp() end"
+            "   from events_facts on conflict do nothing",
+            (projection.name, projection.version, _SHORT),
         )
 
 
 def stands(connection: Connection[TupleRow], projections: Sequence[AnyProjection]) -> dict[str, Stand]:
     """Where each projection stands, by name."""
     rows = connection.execute(
-        "select t.name, t.position, t.retries from tracking t join unnest(%s::text[], %s::int[]) p(name, version)"
-        " using (name, version)",
+        "select t.name, t.position, t.retries, t.built_at is not null from tracking t"
+        " join unnest(%s::text[], %s::int[]) p(name, version) using (name, version)",
         ([projection.name for projection in projections], [projection.version for projection in projections]),
     ).fetchall()
-    return {name: Stand(position, retries) for name, position, retries in rows}
+    return {name: Stand(*values) for name, *values in rows}
 
 
 def positions(connection: Connection[TupleRow], projections: Sequence[AnyProjection]) -> dict[str, int]:
@@ -114,6 +122,16 @@ def note_failure(connection: Connection[TupleRow], projection: AnyProjection, po
         "update tracking set failed_position = %s, failed_reason = %s, failed_at = clock_timestamp()"
         " where name = %s and version = %s and position < %s",
         (position, storable(reason)[:_REASON_LENGTH], projection.name, projection.version, position),
+    )
+
+
+def note_built(connection: Connection[TupleRow], projections: Sequence[AnyProjection]) -> None:
+    """Let lists be read of those that have come near the end of the log for the first time."""
+    connection.execute(
+        "update tracking t set built_at = clock_timestamp() from unnest(%s::text[], %s::int[]) p(name, version)"
+        " where t.name = p.name and t.version = p.version and t.built_at is null"
+        "   and t.position >= (select coalesce(max(position), 0) from events_facts) - %s",
+        ([projection.name for projection in projections], [projection.version for projection in projections], _NEARLY),
     )
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from runs_es.domain import SYSTEM_THREAD, ProjectionRetried, ProjectionSkipped, Provenance, Recorded
+from runs_es.domain import SYSTEM_THREAD, ProjectionRetried, ProjectionSkipped, Provenance, Recorded, StoreUnavailable
 from runs_es.log.event_log import EventLog
-from runs_projections import PROJECTIONS, LiveProjector, fold, interventions, rebuild, status, tracking
+from runs_projections import PROJECTIONS, LiveProjector, ProjectedRows, fold, interventions, rebuild, status, tracking
 from runs_projections.interventions import NotStopped
 from runs_projections.projection import AnyProjection
 from runs_projections.status import ProjectionStatus
@@ -158,3 +158,31 @@ def test_two_versions_live_side_by_side(log: EventLog) -> None:
     seen = statuses(log)
     assert seen["threads"].version in (1, 2)
     assert "left behind" in {each.state for each in statuses(log).values()} | {seen["threads"].state}
+
+
+def test_a_version_that_is_not_made_yet_is_not_read(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "_SHORT", 2)
+    append_one(log, created("t1"))
+    append_one(log, created("t2"))
+    second = replace(THREADS, version=2, table=replace(THREADS.table, name="threads_v2", migrated=False))
+    with tracking.connect(log.url, log.schema, "test") as connection:
+        tracking.ensure(connection, log.schema, [second])
+    reader = ProjectedRows(log, second, wait=0.1)
+
+    with pytest.raises(StoreUnavailable, match="version 2 of the read model threads is being made for the first time"):
+        reader.all()
+    rebuild(log, ["threads"], projections=[second])
+
+    rows = reader.all()
+    assert [row.thread_id for row in rows] == ["t1", "t2"]
+    append_one(log, created("t3"))
+    assert not reader.all().current
+
+
+def test_a_version_is_read_once_a_live_driver_has_made_it(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "_SHORT", 0)
+    last = append_one(log, created("t1"))
+    with LiveProjector(log) as projector:
+        assert projector.wait_for(last, 20)
+        with tracking.connect(log.url, log.schema, "test") as connection:
+            until(lambda: all(each.is_built for each in tracking.stands(connection, PROJECTIONS).values()))
