@@ -102,6 +102,9 @@ def read_models(folder: Path) -> Path:
 
 def try_read_model(environment: Path, url: str, env: dict[str, str], folder: Path) -> None:
     """The read model of the page: followed by the server, asked as the page shows, rebuilt, compared."""
+    thread_id = httpx.post(f"{url}/threads", json={}).json()["thread_id"]
+    body = {"assistant_id": "mine", "input": {"text": "again"}}
+    httpx.post(f"{url}/threads/{thread_id}/runs/wait", json=body, timeout=30).raise_for_status()
     deadline = time.monotonic() + 30
     while True:
         states = {each["name"]: each for each in httpx.get(f"{url}/projections").json()}

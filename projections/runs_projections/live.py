@@ -21,6 +21,7 @@ from runs_es.domain import Recorded
 from runs_es.log.append import Append, Appended
 from runs_es.log.event_log import EventLog
 from runs_projections import feed, interventions, rebuilds, step, tracking
+from runs_projections.ahead import ReadAhead
 from runs_projections.interventions import NO_SKIPS, Skips
 from runs_projections.loading import PROJECTIONS
 from runs_projections.projection import AnyProjection
@@ -63,6 +64,7 @@ class LiveProjector:
         self._projections = tuple(projections)
         self._batch, self._batch_bytes = batch, batch_bytes
         self._portion = batch
+        self._ahead = ReadAhead(log.url, log.schema)
         self._positions: dict[str, int] = {}
         self._led: dict[str, AnyProjection] = {}
         self._looked = self._read_at = 0.0
@@ -162,6 +164,7 @@ class LiveProjector:
                 logger.warning("the projector's connection failed: %s", error)
             except Exception:
                 logger.exception("the projector failed; it begins again")
+            self._ahead.close()
             # The session is gone, and with it what this process led.
             self._led.clear()
             self._looked = 0.0
@@ -175,6 +178,7 @@ class LiveProjector:
             elif self._waiting and len(self._led) < len(self._projections):
                 self._note(tracking.positions(connection, self._others()))
             if not self._round(connection):
+                self._ahead.close()
                 self._idle()
 
     def _look(self, connection: Connection[TupleRow]) -> None:
@@ -215,9 +219,14 @@ class LiveProjector:
         for position, names in groupby(sorted(self._led, key=at), key=at):
             group = [self._led[name] for name in names]
             topics = feed.union(projection.topics for projection in group)
-            portion = feed.after(connection, position, self._portion, self._batch_bytes, topics)
-            is_full = portion.size == self._portion
-            self._portion = min(self._portion * 2, self._batch * _GROWTH) if is_full else self._batch
+            portion = self._ahead.take(position, topics) or feed.after(
+                connection, position, self._portion, self._batch_bytes, topics
+            )
+            if portion.size >= self._batch:
+                self._portion = min(self._portion * 2, self._batch * _GROWTH)
+                self._ahead.begin(portion.last, self._portion, self._batch_bytes, topics)
+            else:
+                self._portion = self._batch
             if portion.recordeds:
                 worked |= self._apply(connection, group, position, portion)
             elif portion.unreadable is not None:
