@@ -26,8 +26,8 @@ select {FACT_COLUMNS}, position as at, number
   from (select f.*, row_number() over w as number, lead(position) over w is null as is_last,
                topic = any(%b::text[]) or topic <> all(%b::text[]) as is_wanted,
                sum(octet_length(state)) over w as bytes
-          from events_facts f where position > %b::bigint
-        window w as (order by position rows unbounded preceding) order by position limit %b::bigint) f
+          from (select * from events_facts where position > %b::bigint order by position limit %b::bigint) f
+        window w as (order by position rows unbounded preceding)) f
  where bytes - octet_length(state) < %b::bigint and (is_wanted or is_last or bytes >= %b::bigint)
  order by position
 """

@@ -16,9 +16,10 @@ import pytest
 from runs_es.domain import EventRecorded, Fact, Recorded, ThreadCreated, ThreadUpdated, now
 from runs_es.log.append import Append, FactItem
 from runs_es.log.event_log import EventLog
-from runs_projections import PROJECTIONS, LiveProjector, feed, step, tracking
+from runs_projections import PROJECTIONS, LiveProjector, feed, rebuild, step, tracking
 from runs_projections.freshness import TrackingPoll
 from runs_projections.projection import AnyProjection
+from runs_projections.runs import RUNS
 from runs_projections.threads import THREADS
 from tests.projections.comparing import all_facts, assert_tells_the_story, folded, positions, stored
 from tests.projections.following import following
@@ -251,3 +252,16 @@ def test_facts_that_pile_up_while_nobody_follows_are_caught_up_in_batches(log: E
         assert projector.wait_for(last, 30)
 
     assert stored(log) == folded(log)
+
+
+def test_a_projection_passes_over_any_number_of_facts_that_it_does_not_want(log: EventLog) -> None:
+    last = append_one(log, created("t"), *(noted(number, "x") for number in range(300)))
+    with tracking.connect(log.url, SCHEMA, "test") as connection:
+        portion = feed.after(connection, 1, 100, 2**20, RUNS.topics)
+        assert (portion.last, portion.size, len(portion.recordeds)) == (101, 100, 1)
+        bounded = feed.after(connection, 1, 100, 500, RUNS.topics)
+        assert 1 < bounded.last < 20
+
+    with LiveProjector(log, [RUNS], batch=7) as projector:
+        assert projector.wait_for(last, 20)
+    assert rebuild(log, verify=True, projections=[RUNS], batch=7).differences == ()
