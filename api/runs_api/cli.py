@@ -24,12 +24,11 @@ import typer
 from psycopg.conninfo import conninfo_to_dict
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
-from rich.table import Table
 from rich.text import Text
 
 from runs_api import cli_check, cli_diff, cli_history, cli_projections, cli_rebuild, cli_retention, cli_tail
 from runs_api.meta import version_of
-from runs_api.terminal import Refused, err, migrated_database, out
+from runs_api.terminal import Refused, err, out
 from runs_es.database import (
     Database,
     DatabaseUnavailable,
