@@ -6,6 +6,7 @@ STAMP  := $(VENV)/.installed
 HOST   ?= 127.0.0.1
 PORT   ?= 2024
 CONFIG ?=
+SEED   ?= 100
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_ROOT_USER_ACTION = ignore
 
@@ -50,8 +51,8 @@ $(VENV)/.bench: $(STAMP)
 	@$(BIN)/python -m pip install -qq --group bench
 	@touch $@
 
-faults: install ## The long fault suite: kills, cuts, stalls, lost connections, seeded
-	@$(BIN)/python -m pytest -m faults tests/acceptance
+faults: install ## The long fault suite: kills, cuts, stalls, a full disk, seeded (SEED=100)
+	@FAULTS_SEED=$(SEED) $(BIN)/python -m pytest -m faults tests/acceptance
 
 wheel: install ## Build through the sdist, install into an empty environment, start the server from there
 	@$(BIN)/python -m tests.wheel

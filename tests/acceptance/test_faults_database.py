@@ -1,5 +1,5 @@
 """The database and the workers fail while runs stream: connections terminated, hints lost, processes killed, a clock
-ahead. The clients and the oracle are those of test_faults_network.
+ahead. The clients and the oracle are those of oracle.py.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import pytest
 
 from runs_es.database.embedded import EmbeddedPostgres
 from runs_es.database.processes import postmaster_of
+from tests.acceptance.oracle import SEED, Client, Ledger, create, said
 from tests.acceptance.server import Server
-from tests.acceptance.test_faults_network import Client, Ledger, close_ledger, create, said
 from tests.acceptance.test_processes import worker
 
 QUICK = {
@@ -49,13 +49,6 @@ drop function pg_catalog.pg_notify(text, text);
 alter function pg_catalog.pg_notify_kept(text, text) rename to pg_notify;
 drop sequence public.dropped;
 """
-
-
-@pytest.fixture(scope="module")
-def ledger(request: pytest.FixtureRequest) -> Iterator[Ledger]:
-    kept = Ledger()
-    yield kept
-    close_ledger(kept, request)
 
 
 class Workers:
@@ -290,12 +283,12 @@ async def test_all_of_it_at_length(
     module_database_url: str, server: Server, workers: Workers, folder: Path, ledger: Ledger
 ) -> None:
     url = module_database_url
-    for seed in range(100, 103):
+    for seed in range(SEED, SEED + 3):
         await lose_connections(url, server, ledger, seed, 8, ["runs-es listener", "runs-es notifier"])
         await set_clock_ahead(url, server, ledger, seed, 10)
         await kill_workers(server, workers, ledger, seed, 3)
-    await drop_hints(url, server, ledger, 110, 10)
-    await with_embedded(folder, ledger, range(120, 123), 2, restart=True)
+    await drop_hints(url, server, ledger, SEED + 10, 10)
+    await with_embedded(folder, ledger, range(SEED + 20, SEED + 23), 2, restart=True)
 
 
 @pytest.mark.timeout(90)

@@ -1,7 +1,6 @@
 """The network between client and server breaks: at every byte, with every kind of end, slowly or not at all.
 
-A client here does what any resuming client does: it keeps whole events, and comes back with the last id it saw. The
-oracle then compares what it got over all its connections with the log, byte for byte.
+A client here does what any resuming client does: it keeps whole events, and comes back with the last id it saw.
 """
 
 from __future__ import annotations
@@ -12,26 +11,19 @@ import random
 import select
 import socket
 import subprocess
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import h11
-import httpx
 import psycopg
 import pytest
 
 from tests.acceptance.network_proxy import Fault, NetworkProxy, Plan
-from tests.acceptance.server import Server, split_events
+from tests.acceptance.oracle import MODES, SEED, Client, Ledger, create, said
+from tests.acceptance.server import Server
 
 SEND_TIMEOUT = 1.0
 ENV = {"RUNS_ES_SEND_TIMEOUT_SECONDS": str(SEND_TIMEOUT), "RUNS_ES_STREAM_HEARTBEAT_SECONDS": "0.1"}
 CUTS = [Fault.CLOSE, Fault.RESET, Fault.HALF_DOWN]
-MODES = ("values", "messages-tuple", "custom")
 
 # A graph that writes `count` frames of `size` characters without a pause: many of them in one millisecond.
 BURST = """
@@ -62,177 +54,7 @@ graph = builder.compile()
 """
 
 
-# --- a client, and the oracle ---
-
-
-@dataclass
-class Client:
-    """Follows one run over as many connections as it takes."""
-
-    path: str
-    events: list[tuple[int | None, bytes]] = field(default_factory=list)
-    connections: int = 0
-    refused: int = 0
-    grew: asyncio.Event = field(default_factory=asyncio.Event)
-
-    @property
-    def last(self) -> int:
-        return next((seq for seq, _ in reversed(self.events) if seq is not None), -1)
-
-    @property
-    def ended(self) -> bool:
-        return bool(self.events) and self.events[-1][1].startswith(b"event: end")
-
-    async def connect(self, port: int, *, stop_after: int | None = None) -> bytes:
-        """One connection, until it ends, dies, or has brought `stop_after` events; returns what it cut in two."""
-        self.connections += 1
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        try:
-            return await self._read(reader, writer, stop_after)
-        except ConnectionError:
-            return b""
-        finally:
-            writer.transport.abort()
-
-    async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, stop_after: int | None) -> bytes:
-        http, rest = h11.Connection(h11.CLIENT), b""
-        headers = {"Host": "localhost", "Last-Event-ID": str(self.last)}
-        writer.write(http.send(h11.Request(method="GET", target=self.path, headers=list(headers.items()))) or b"")
-        writer.write(http.send(h11.EndOfMessage()) or b"")
-        start = len(self.events)
-        while stop_after is None or len(self.events) - start < stop_after:
-            match http.next_event():
-                case h11.NEED_DATA:
-                    with suppress(ConnectionError):
-                        data = await reader.read(65536)
-                        if data:
-                            http.receive_data(data)
-                            continue
-                    return rest
-                case h11.Response(status_code=503):
-                    self.refused += 1
-                    return b""
-                case h11.Response(status_code=status):
-                    assert status == 200, status
-                case h11.Data(data=data):
-                    whole, rest = split_events(rest + bytes(data))
-                    room = None if stop_after is None else stop_after + start - len(self.events)
-                    self.events += whole[:room]
-                    self.grew.set()
-                case h11.EndOfMessage():
-                    assert rest == b"", "a clean end in the middle of an event"
-                    return b""
-        return rest
-
-    async def follow(self, port: int, *, dice: random.Random | None = None, most: int = 12) -> Client:
-        """Connect until the run has ended. With `dice`, leave each connection after a few events."""
-        while not self.ended:
-            await self.connect(port, stop_after=None if dice is None else dice.randint(1, most))
-        return self
-
-    async def has(self, count: int) -> None:
-        """Wait for that many events."""
-        while len(self.events) < count and not self.ended:
-            self.grew.clear()
-            await self.grew.wait()
-
-
-@dataclass
-class Tally:
-    """What a scenario did and what the oracle found."""
-
-    name: str
-    seed: int
-    faults: Counter[str] = field(default_factory=Counter)
-    runs: int = 0
-    events: int = 0
-    lost: int = 0
-    repeated: int = 0
-    reordered: int = 0
-
-    async def check(self, port: int, *clients: Client) -> None:
-        """Each client against the log, as a join from the start shows it. Fails on the first byte that differs."""
-        for path in dict.fromkeys(client.path for client in clients):
-            log = await Client(path).follow(port)
-            self.runs += 1
-            for client in clients:
-                if client.path == path:
-                    self.compare(client.events, log.events)
-
-    def compare(self, got: list[tuple[int | None, bytes]], log: list[tuple[int | None, bytes]]) -> None:
-        ids = [seq for seq, _ in got if seq is not None]
-        assert len(ids) == len(got), "an event without an id"
-        lost = set(log) - set(got)
-        self.events += len(got)
-        self.lost += len(lost)
-        self.repeated += len(ids) - len(set(ids))
-        self.reordered += sum(a > b for a, b in pairwise(ids))
-        assert (self.lost, self.repeated, self.reordered) == (0, 0, 0), self
-        assert b"".join(body for _, body in got) == b"".join(body for _, body in log)
-        assert sum(body.startswith(b"event: end") for _, body in got) == 1
-
-    def __str__(self) -> str:
-        faults = ", ".join(f"{count} {kind}" for kind, count in sorted(self.faults.items()))
-        return (
-            f"{self.name} | seed {self.seed} | {faults} | {self.runs} runs, {self.events} events checked"
-            f" | {self.lost} lost, {self.repeated} repeated, {self.reordered} reordered"
-        )
-
-
-class Ledger:
-    """The tallies of a module."""
-
-    def __init__(self) -> None:
-        self._tallies: list[Tally] = []
-
-    def tally(self, name: str, seed: int) -> Tally:
-        self._tallies.append(Tally(name, seed))
-        return self._tallies[-1]
-
-    def table(self) -> list[str]:
-        sums: Counter[str] = Counter()
-        for each in self._tallies:
-            sums.update(
-                faults=each.faults.total(),
-                events=each.events,
-                lost=each.lost,
-                repeated=each.repeated,
-                reordered=each.reordered,
-            )
-        total = ", ".join(f"{sums[name]} {name}" for name in ("faults", "events", "lost", "repeated", "reordered"))
-        return [*map(str, self._tallies), f"in all: {total}"]
-
-
-def close_ledger(ledger: Ledger, request: pytest.FixtureRequest) -> None:
-    """In a run of the long part, show the table; else it can be had with `-s`."""
-    is_long = any(item.get_closest_marker("faults") for item in request.session.items)
-    capture: Any = request.config.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled() if is_long else nullcontext():
-        print("", *ledger.table(), sep="\n")
-
-
-async def create(port: int, given: Mapping[str, Any], *, assistant: str = "agent", modes: Sequence[str] = MODES) -> str:
-    """Start a run on a new thread; the path of its stream."""
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-        thread_id = (await client.post("/threads", json={})).json()["thread_id"]
-        body = {"assistant_id": assistant, "input": given, "stream_mode": list(modes)}
-        answer = await client.post(f"/threads/{thread_id}/runs", json=body)
-        assert answer.status_code == 200, answer.text
-    return f"/threads/{thread_id}/runs/{answer.json()['run_id']}/stream"
-
-
-def said(tokens: int, delay: float = 0) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": "hello"}], "tokens": tokens, "delay": delay}
-
-
 # --- fixtures ---
-
-
-@pytest.fixture(scope="module")
-def ledger(request: pytest.FixtureRequest) -> Iterator[Ledger]:
-    kept = Ledger()
-    yield kept
-    close_ledger(kept, request)
 
 
 @pytest.fixture(scope="module")
@@ -450,8 +272,8 @@ def resident(pid: int) -> int:
 @pytest.mark.faults
 @pytest.mark.timeout(900)
 async def test_all_of_it_at_length(server: Server, ledger: Ledger) -> None:
-    await sweep(server, ledger, 101, MODES, len(CUTS))
-    for seed in range(110, 116):
+    await sweep(server, ledger, SEED, MODES, len(CUTS))
+    for seed in range(SEED + 10, SEED + 16):
         await broken_live(server, ledger, seed, 4, 8)
         path = await create(server.port, said(300, 0.005))
         await hop(server, ledger, seed, path, "append between read and subscribe", 5)

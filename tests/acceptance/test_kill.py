@@ -14,6 +14,7 @@ import httpx
 import pytest
 from langgraph_sdk import get_client
 
+from tests.acceptance.oracle import SEED, Ledger, Tally
 from tests.acceptance.server import Received, Server, read_stream, split_events
 
 QUICK = {"RUNS_ES_HEARTBEAT_SECONDS": "0.3", "RUNS_ES_LEASE_SECONDS": "1.5", "RUNS_ES_SWEEP_SECONDS": "0.3"}
@@ -55,8 +56,9 @@ async def sdk_client(url: str, thread_id: str) -> list[tuple[str | None, str]]:
     return seen
 
 
-async def one_kill(server: Server, dice: random.Random) -> dict[str, int]:
+async def one_kill(server: Server, tally: Tally) -> None:
     """Two raw clients and one of the SDK; kill -9 at a random moment; restart; compare."""
+    dice = random.Random(tally.seed)
     async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
         threads = [(await client.post("/threads", json={})).json()["thread_id"] for _ in range(3)]
     received = [Received(), Received()]
@@ -68,6 +70,7 @@ async def one_kill(server: Server, dice: random.Random) -> dict[str, int]:
         grew.clear()
         await asyncio.wait_for(grew.wait(), 30)
     await asyncio.to_thread(server.kill)
+    tally.faults["server killed"] += 1
     await asyncio.gather(*raw)
     await asyncio.to_thread(server.start)
     seen = await asyncio.wait_for(sdk, 60)
@@ -84,8 +87,9 @@ async def one_kill(server: Server, dice: random.Random) -> dict[str, int]:
     assert ids == whole_sdk.ids
     for thread_id in threads:
         assert statuses(server.url, thread_id) == ["success"]
-    attempts = sum(body.count(b'"attempt":2') for _, body in whole_sdk.events)
-    return {"killed after": enough, "events checked": sum(len(e.events) for e in received), "second attempts": attempts}
+    tally.faults["run taken over"] += sum(body.count(b'"attempt":2') for _, body in whole_sdk.events)
+    tally.runs += 3
+    tally.events += sum(len(each.events) for each in received) + len(ids)
 
 
 def replay(url: str, location: str) -> Received:
@@ -104,20 +108,17 @@ def statuses(url: str, thread_id: str) -> list[str]:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("seed", [1, 2, 3])
-async def test_killing_the_server_loses_nothing_that_a_client_had_seen(server: Server, seed: int) -> None:
-    assert (await one_kill(server, random.Random(seed)))["events checked"] > 0
+async def test_killing_the_server_loses_nothing_that_a_client_had_seen(
+    server: Server, ledger: Ledger, seed: int
+) -> None:
+    await one_kill(server, ledger.tally("kill -9 of the server", seed))
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(900)
-async def test_twenty_kills_lose_nothing_that_a_client_had_seen(server: Server) -> None:
-    totals: dict[str, int] = {}
-    for seed in range(100, 120):
-        figures = await one_kill(server, random.Random(seed))
-        print(f"seed {seed}: {figures}")
-        for name, figure in figures.items():
-            totals[name] = totals.get(name, 0) + figure
-    print(f"20 kills: {totals}")
+async def test_twenty_kills_lose_nothing_that_a_client_had_seen(server: Server, ledger: Ledger) -> None:
+    for seed in range(SEED, SEED + 20):
+        await one_kill(server, ledger.tally("kill -9 of the server", seed))
 
 
 def test_the_data_of_an_embedded_database_survives_a_kill(folder: Path) -> None:
