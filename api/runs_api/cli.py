@@ -241,6 +241,8 @@ def _example(url: str, graph: str) -> str:
 def _stop(store: Store) -> None:
     out.print("stopping: streams are cut, to be joined again elsewhere; runs are finished or handed over")
     store.streams.close()
+    if store.worker is not None:
+        store.worker.drain()  # while requests under way are answered, not after them
 
 
 def _where(database: Database, settings: Settings) -> str:

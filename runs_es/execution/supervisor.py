@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 
 from runs_es.execution.protocol import RunExecutor
 from runs_es.execution.queue import JobQueue, QueueWorker
@@ -64,11 +64,16 @@ class WorkerSupervisor:
         if not self._ready.is_set():
             raise TimeoutError(f"the worker did not start within {timeout} seconds")
 
-    def stop(self) -> None:
-        """Begin no further run; give those in execution `drain_seconds`, then put them back for another worker."""
+    def drain(self) -> None:
+        """Begin no further run; those in execution have `drain_seconds`, then they are put back for another worker."""
         self._stopped.set()
         if self._loop is not None and self._stopping is not None and self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._stopping.set)
+            with suppress(RuntimeError):  # it has come to its end just now
+                self._loop.call_soon_threadsafe(self._stopping.set)
+
+    def stop(self) -> None:
+        """Drain, and return when it is done."""
+        self.drain()
         self._thread.join(self._settings.drain_seconds + self._settings.cancel_grace_seconds + 10)
 
     @property

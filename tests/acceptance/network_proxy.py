@@ -75,7 +75,7 @@ class NetworkProxy:
 
     async def _serve(self, reader: asyncio.StreamReader, down: asyncio.StreamWriter, plan: Plan | None) -> None:
         upper, up = await asyncio.open_connection("127.0.0.1", self._target)
-        asking = asyncio.create_task(_copy(reader, up))
+        asking = asyncio.create_task(copy(reader, up))
         down.transport.set_write_buffer_limits(0)  # `drain` means that the kernel has it
         try:
             with suppress(OSError):  # one of the two has gone, and so does the other
@@ -126,7 +126,8 @@ async def _pass(writer: asyncio.StreamWriter, data: bytes) -> None:
     await writer.drain()
 
 
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Pass on what is read until there is no more, or one of the two has gone."""
     with suppress(OSError):
         while data := await reader.read(_CHUNK):
             await _pass(writer, data)

@@ -9,7 +9,7 @@ import asyncio
 import os
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -110,6 +110,7 @@ class Tally:
     lost: int = 0
     repeated: int = 0
     reordered: int = 0
+    requests: int = 0  # of clients that count them; one that failed has failed the test
 
     async def check(self, port: int, *clients: Client) -> None:
         """Each client against the log, as a join from the start shows it. Fails on the first byte that differs."""
@@ -123,19 +124,23 @@ class Tally:
     def compare(self, got: list[tuple[int | None, bytes]], log: list[tuple[int | None, bytes]]) -> None:
         ids = [seq for seq, _ in got if seq is not None]
         assert len(ids) == len(got), "an event without an id"
-        lost = set(log) - set(got)
-        self.events += len(got)
-        self.lost += len(lost)
-        self.repeated += len(ids) - len(set(ids))
-        self.reordered += sum(a > b for a, b in pairwise(ids))
-        assert (self.lost, self.repeated, self.reordered) == (0, 0, 0), self
+        self.note(ids, {seq for seq, _ in log if seq is not None})
         assert b"".join(body for _, body in got) == b"".join(body for _, body in log)
         assert sum(body.startswith(b"event: end") for _, body in got) == 1
 
+    def note(self, got: Sequence[int], log: Set[int]) -> None:
+        """Count what a client got, by seq. Fails when anything is missing, twice there, or out of order."""
+        self.events += len(got)
+        self.lost += len(log - set(got))
+        self.repeated += len(got) - len(set(got))
+        self.reordered += sum(a > b for a, b in pairwise(got))
+        assert (self.lost, self.repeated, self.reordered) == (0, 0, 0), self
+
     def __str__(self) -> str:
         faults = ", ".join(f"{count} {kind}" for kind, count in sorted(self.faults.items()))
+        asked = f"{self.requests} requests, 0 failed, " if self.requests else ""
         return (
-            f"{self.name} | seed {self.seed} | {faults} | {self.runs} runs, {self.events} events checked"
+            f"{self.name} | seed {self.seed} | {faults} | {asked}{self.runs} runs, {self.events} events checked"
             f" | {self.lost} lost, {self.repeated} repeated, {self.reordered} reordered"
         )
 
