@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from runs_api.edge import EdgeOf
+from runs_api.errors import ApiError
 from runs_api.responses import Error, Json
 
 router = APIRouter(tags=["Meta"], responses={422: {"model": Error, "description": "Refused"}})
@@ -27,6 +28,8 @@ def version_of(package: str) -> str | None:
 async def ok(edge: EdgeOf, check_db: Annotated[bool, Query(description="ask the database too")] = False) -> Response:
     if check_db:
         await edge.read(edge.store.log.reader.last_position)
+        if (reason := edge.store.log.writer.waits_for_room) is not None:
+            raise ApiError(503, f"the database has no room, appends wait: {reason}")
     return Json({"ok": True, "services": {}})
 
 

@@ -13,7 +13,7 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
 import orjson
@@ -293,7 +293,9 @@ class Worker:
         """The worker is shutting down in the middle of a run: put it back for another."""
         await self._stop(task)
         try:
-            await attempt.flush()
+            with suppress(TimeoutError):  # where there is no room for its frames: nobody has seen them
+                async with asyncio.timeout(self._limits.cancel_grace_seconds):
+                    await attempt.flush()
             await self._end(attempt, Run.requeue)
             if self._on_requeue is not None:
                 await asyncio.to_thread(self._on_requeue, attempt.run.thread_id)

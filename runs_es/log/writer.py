@@ -39,6 +39,7 @@ from runs_es.log.append import Append, Appended
 from runs_es.log.deltas import Deltas
 from runs_es.log.landed import landed_before, size
 from runs_es.log.pages import KEY_BYTES
+from runs_es.log.parked import NO_ROOM, Parked
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class LogWriter:
         self._condition = threading.Condition()
         self._queues: dict[str, deque[Append]] = {}
         self._ready: deque[str] = deque()
+        self._parked = Parked()
         self._closing = False
         self._wanted = 1  # how many waiting threads wake the writer
         self._answered = 0  # by the last batch
@@ -102,6 +104,11 @@ class LogWriter:
         """Held while a request is added to or sealed; a writer that grows its open request takes it too."""
         return self._condition
 
+    @property
+    def waits_for_room(self) -> str | None:
+        """What the database said when it had no room for what is to be appended; None when all is well."""
+        return self._parked.reason
+
     def submit(self, request: Append) -> Future[Appended]:
         """Queue a request. The future fails with WriteConflict when the log refused it."""
         with self._condition:
@@ -111,6 +118,11 @@ class LogWriter:
         """As `submit`, by a caller that holds `lock`."""
         if self._closing:
             raise StoreUnavailable("the store is closing")
+        if not (self._parked and self._parked.joins(request)):
+            self._queue(request)
+        return request.future
+
+    def _queue(self, request: Append) -> None:
         queue = self._queues.get(request.thread_id)
         if queue is None:
             self._queues[request.thread_id] = deque((request,))
@@ -119,7 +131,6 @@ class LogWriter:
                 self._condition.notify()
         else:
             queue.append(request)
-        return request.future
 
     def close(self, timeout: float = 30.0) -> None:
         """Append what is queued, then stop. Requests that cannot be appended in time fail with StoreUnavailable."""
@@ -141,15 +152,19 @@ class LogWriter:
                     self._commit_or_refuse(part)
             self._answered, ended = len(batch), time.perf_counter()
             self._held_until = ended + min((ended - begun) * _HOLD_SHARE, _HOLD_MOST_SECONDS)
+            if self._parked:
+                self._try_parked()
         if self._connection is not None:
             self._connection.close()
 
     def _next_batch(self) -> list[Append] | None:
-        """The first request of every waiting thread; blocks until there is one. None when closing."""
+        """The first request of every waiting thread; blocks until there is one. Empty when parked ones are due, None
+        when closing.
+        """
         with self._condition:
             self._wait()
             if not self._ready:
-                return None
+                return [] if self._parked and not self._closing else None
             batch: list[Append] = []
             items = octets = 0
             for _ in range(len(self._ready)):
@@ -182,7 +197,8 @@ class LogWriter:
                     break
             self._wanted = 1
         while not self._ready and not self._closing:
-            self._condition.wait()
+            if not self._condition.wait(self._parked.seconds_left):
+                return  # those without room are due
 
     def _commit_or_refuse(self, batch: list[Append]) -> None:
         try:
@@ -191,13 +207,28 @@ class LogWriter:
             logger.exception("appending failed")
             self._refuse(batch, StoreUnavailable(f"appending failed: {error}"))
 
+    def _try_parked(self) -> None:
+        """Those that are due once more; of each that is decided now, what had to wait behind it follows."""
+        with self._condition:
+            due = self._parked.due()
+        for is_page in (False, True):
+            if part := [request for request in due if request.is_page is is_page]:
+                self._commit_or_refuse(part)
+        with self._condition:
+            for request in due:
+                if request.future.done() and request.writer is not None:
+                    for behind in self._parked.release(request.writer)[1:]:
+                        self._queue(behind)
+
     def _commit(self, batch: list[Append]) -> None:
         try:
-            answer = self._execute(batch)
+            answer = self._execute_in_current(batch)
         except _BATCH_ERRORS as error:
             logger.info("a batch of %d was refused whole (%s): trying one by one", len(batch), error)
             for request in batch:
                 self._commit_alone_or_refuse(request)
+        except NO_ROOM as error:
+            self._hold_or_refuse(batch, error)
         except OperationalError as error:
             if not self._is_lost():
                 raise
@@ -218,19 +249,34 @@ class LogWriter:
             logger.exception("a request could not be appended")
             self._refuse([request], StoreUnavailable(f"this cannot be appended: {error}"))
 
+    def _hold_or_refuse(self, batch: list[Append], error: Exception) -> None:
+        """There is no room: attempts wait, everybody else is told. Of several, one's trouble is not the others'."""
+        if len(batch) > 1 and not all(request.is_page and request.writer for request in batch):
+            for request in batch:
+                self._commit_alone_or_refuse(request)
+        elif batch[0].writer is None or self._closing:
+            self._refuse(batch, StoreUnavailable(f"the database has no room, nothing was written: {error}"))
+        else:
+            with self._condition:
+                self._parked.hold(batch, str(error))
+                for request in batch:
+                    for behind in self._take_queued(request):
+                        self._parked.joins(behind)
+
     def _is_lost(self) -> bool:
         return self._connection is None or self._connection.closed
 
     def _commit_alone(self, request: Append, *, in_doubt: bool = False) -> None:
         for attempt in range(_TRIES_ALONE):
             try:
-                answer = self._execute([request])
+                answer = self._execute_in_current([request])
             except _BATCH_ERRORS as error:
                 if attempt == _TRIES_ALONE - 1:
                     self._refuse([request], StoreUnavailable(f"the log could not be written: {error}"))
                     return
-                if isinstance(error, CheckViolation):
-                    self._read_segment()  # the one it went to was dropped
+            except NO_ROOM as error:
+                self._hold_or_refuse([request], error)
+                return
             except OperationalError as error:
                 if not self._is_lost():
                     raise
@@ -241,6 +287,17 @@ class LogWriter:
                 self._settle([request], answer, in_doubt=in_doubt)
                 return
         self._refuse([request], StoreUnavailable("the database does not stay reachable"))
+
+    def _execute_in_current(self, batch: list[Append]) -> dict[str, Appended]:
+        """As `_execute`; where the segment was closed or dropped meanwhile, once more, for the one that is current."""
+        segment = self._segment
+        try:
+            return self._execute(batch)
+        except CheckViolation:
+            self._read_segment()
+            if self._segment == segment:
+                raise
+            return self._execute(batch)
 
     def _execute(self, batch: list[Append]) -> dict[str, Appended]:
         """Send a batch of one kind, pages or not; what won, by thread."""
@@ -333,23 +390,30 @@ class LogWriter:
             return []
         with self._condition:
             request.writer.refused = True
-            queue = self._queues.get(request.thread_id)
-            if queue is None:
-                return []
-            behind = [each for each in queue if each.writer is request.writer]
-            kept = deque(each for each in queue if each.writer is not request.writer)
+            held = [each for each in self._parked.release(request.writer) if each is not request]
+            behind = held + self._take_queued(request)
             for each in behind:
                 each.sealed = True
-            if kept:
-                self._queues[request.thread_id] = kept
-            else:
-                del self._queues[request.thread_id]
-                self._ready.remove(request.thread_id)
             return behind
+
+    def _take_queued(self, request: Append) -> list[Append]:
+        """Out of the queue what its writer has there. The caller holds the lock."""
+        queue = self._queues.get(request.thread_id)
+        if queue is None:
+            return []
+        behind = [each for each in queue if each.writer is request.writer]
+        kept = deque(each for each in queue if each.writer is not request.writer)
+        if kept:
+            self._queues[request.thread_id] = kept
+        else:
+            del self._queues[request.thread_id]
+            self._ready.remove(request.thread_id)
+        return behind
 
     def _refuse_all(self, error: Exception) -> None:
         with self._condition:
             waiting = [request for queue in self._queues.values() for request in queue]
+            waiting += self._parked.release_all()
             self._queues.clear()
             self._ready.clear()
         for request in waiting:

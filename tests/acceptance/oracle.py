@@ -177,5 +177,14 @@ async def create(port: int, given: Mapping[str, Any], *, assistant: str = "agent
     return f"/threads/{thread_id}/runs/{answer.json()['run_id']}/stream"
 
 
+async def status(port: int, path: str) -> str:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        return str((await client.get(path.removesuffix("/stream"))).json()["status"])
+
+
+async def ended_well(port: int, *paths: str) -> None:
+    assert {await status(port, path) for path in paths} == {"success"}
+
+
 def said(tokens: int, delay: float = 0) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": "hello"}], "tokens": tokens, "delay": delay}

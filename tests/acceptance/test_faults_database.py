@@ -13,13 +13,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import httpx
 import psycopg
 import pytest
 
 from runs_es.database.embedded import EmbeddedPostgres
 from runs_es.database.processes import postmaster_of
-from tests.acceptance.oracle import SEED, Client, Ledger, create, said
+from tests.acceptance.oracle import SEED, Client, Ledger, create, ended_well, said
 from tests.acceptance.server import Server
 from tests.acceptance.test_processes import worker
 
@@ -107,15 +106,6 @@ def hints_dropped(database_url: str) -> Iterator[psycopg.Connection[tuple[int]]]
 def moments(dice: random.Random, count: int, most: int) -> list[int]:
     """At how many events seen something is to happen."""
     return sorted(dice.sample(range(1, most), count))
-
-
-async def status(port: int, path: str) -> str:
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-        return str((await client.get(path.removesuffix("/stream"))).json()["status"])
-
-
-async def ended_well(port: int, *paths: str) -> None:
-    assert {await status(port, path) for path in paths} == {"success"}
 
 
 # --- scenarios ---
