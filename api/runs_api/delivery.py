@@ -15,7 +15,7 @@ from runs_api.errors import ApiError
 from runs_api.joins import Seat
 from runs_api.sse import EventStream
 from runs_api.waiting import ResultWhenEnded
-from runs_es.domain import DisconnectMode, RunDomainError, RunNotFound, ThreadNotFound
+from runs_es.domain import DisconnectMode, FramesGone, RunDomainError, RunNotFound, ThreadNotFound
 from runs_es.service.commands import CancelRunCommand, CreateRunCommand, GetRunQuery, JoinRunStreamCommand
 from runs_es.service.views import RunSnapshot, RunStreamHandle
 from runs_es.streams.cursor import End, Step, parse_cursor
@@ -152,18 +152,32 @@ class Delivery:
         )
 
     async def result(self, thread_id: str, run_id: str) -> Any:
-        """What the run came to. One that streamed no values has them from the thread's state, where there is one."""
-        result = await self._service.result(thread_id, run_id)
-        state = self._edge.store.state
-        if result != {} or state is None:
+        """What the run came to. One that streamed no values has them from the thread's state, where there is one; one
+        whose frames retention has deleted, from the state that it ended in.
+        """
+        try:
+            result = await self._service.result(thread_id, run_id)
+        except FramesGone as gone:
+            left = await self._state_left(thread_id, run_id, of_run=True)
+            message = f"{gone}; no state of the run is left either"
+            return {"__error__": {"error": "FramesGone", "message": message}} if left is None else left
+        if result != {}:
             return result
+        left = await self._state_left(thread_id, run_id)
+        return {} if left is None else left
+
+    async def _state_left(self, thread_id: str, run_id: str, *, of_run: bool = False) -> Any:
+        """The thread's newest values, or those that the run ended with; None where no such state is kept."""
+        state = self._edge.store.state
         run = await self._service.get_run(GetRunQuery(run_id=run_id, thread_id=thread_id))
-        graph_id = run and graph_of(run.kwargs)
-        values = await state.values(thread_id, graph_id) if graph_id else None
-        if run is not None and run.interrupts and isinstance(values, dict):
+        graph_id = None if run is None else graph_of(run.kwargs)
+        if state is None or run is None or graph_id is None or (of_run and run.checkpoint_id is None):
+            return None
+        values = await state.values(thread_id, graph_id, run.checkpoint_id if of_run else None)
+        if run.interrupts and isinstance(values, dict):
             asked = [interrupt for interrupts in run.interrupts.values() for interrupt in interrupts]
             return {**values, "__interrupt__": asked}
-        return {} if values is None else values
+        return values
 
     def _canceller(self, thread_id: str, run_id: str) -> Callable[[], Awaitable[None]]:
         """Cancels the run whose client left. A server that stops has cut its clients off itself."""

@@ -81,6 +81,10 @@ class LimitExceeded(RunDomainError):
     """A limit was passed; the message names the setting."""
 
 
+class FramesGone(RunDomainError):
+    """Frames that are needed were deleted by retention."""
+
+
 class BadSequence(RunDomainError):
     """A Last-Event-ID that is no sequence number."""
 

@@ -7,7 +7,7 @@ knows the log, the streams and its ports; HTTP, queues and read models are other
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from runs_es.domain import (
     CancelAction,
     ConflictError,
     Fact,
+    FramesGone,
     LimitExceeded,
     Provenance,
     Run,
@@ -36,7 +37,7 @@ from runs_es.domain.policies import MultitaskDecision
 from runs_es.log.append import ANONYMOUS
 from runs_es.log.decisions import Decision, Decisions
 from runs_es.log.pages import data_of, event_of
-from runs_es.log.reader import Head, LogReader
+from runs_es.log.reader import Head, LogReader, Row
 from runs_es.service.commands import (
     CancelRunCommand,
     CreateRunCommand,
@@ -152,7 +153,7 @@ class RunsApplicationService:
 
     async def result(self, thread_id: str, run_id: str) -> Any:
         """What the run came to, once it has ended: its last `values` frame, else `{}`; for a failure
-        `{"__error__": {"error", "message"}}`.
+        `{"__error__": {"error", "message"}}`. Raises FramesGone when retention may have taken that frame.
         """
         await self.ended(thread_id, run_id)
         return await self._call(self._result, thread_id, run_id)
@@ -317,20 +318,29 @@ class RunsApplicationService:
 
 
 def last_values(reader: LogReader, thread_id: str, run_id: str, first: int, last: int) -> Any:
-    """The data of the last `values` frame between two seqs; `{}` when there is none."""
+    """The data of the last `values` frame between two seqs; `{}` when there is none. Raises FramesGone at a hole."""
+    for row in _backwards(reader, thread_id, first, last):
+        if row.is_page and row.run_id == run_id:
+            for body in reversed(row.bodies):
+                if event_of(body) == "values":
+                    return orjson.loads(data_of(body))
+    return {}
+
+
+def _backwards(reader: LogReader, thread_id: str, first: int, last: int) -> Iterator[Row]:
+    """The rows between two seqs, the newest first. Raises FramesGone where one is missing."""
     before = last + 1
     while before > first:
         rows = reader.rows_before(thread_id, before, 16)
         if not rows:
-            break
+            raise FramesGone(f"retention has deleted frames of thread {thread_id} before {before}")
         for row in reversed(rows):
-            if not row.is_page or row.run_id != run_id:
-                continue
-            for body in reversed(row.bodies):
-                if event_of(body) == "values":
-                    return orjson.loads(data_of(body))
-        before = rows[0].first
-    return {}
+            if row.last < before - 1:
+                raise FramesGone(
+                    f"retention has deleted the frames {row.last + 1} to {before - 1} of thread {thread_id}"
+                )
+            yield row
+            before = row.first
 
 
 def _is_anothers(run: Run, user_id: str | None) -> bool:

@@ -12,7 +12,9 @@ from langgraph_sdk import get_client
 from langgraph_sdk.client import LangGraphClient
 from langgraph_sdk.errors import ConflictError, NotFoundError
 
+from runs_es.log import retention
 from tests.acceptance.server import Server
+from tests.conftest import SCHEMA
 
 GRAPHS = Path(__file__).parent.parent / "execution" / "wire_graphs" / "graph.py"
 HELLO = {"messages": [{"role": "user", "content": "hello"}]}
@@ -209,3 +211,18 @@ async def test_a_thread_whose_input_its_graph_refuses_can_still_be_read_and_foun
     await client.threads.get_state(thread_id)
     found = await client.threads.search(metadata={"topic": "alien"})
     assert [thread["thread_id"] for thread in found] == [thread_id]
+
+
+async def test_a_run_whose_frames_retention_has_deleted_still_has_its_own_result(
+    client: LangGraphClient, module_database_url: str
+) -> None:
+    thread_id = (await client.threads.create())["thread_id"]
+    runs = []
+    for tokens in (2, 3):
+        run = await client.runs.create(thread_id, "demo", input={**HELLO, "tokens": tokens}, stream_mode=["values"])
+        runs.append((run["run_id"], await client.runs.join(thread_id, run["run_id"])))
+    with retention.connect(module_database_url, SCHEMA) as connection:
+        assert retention.delete_pages(connection, thread_id=thread_id).runs == 2
+    for (run_id, result), messages in zip(runs, (2, 4), strict=True):
+        assert len(result["messages"]) == messages
+        assert await client.runs.join(thread_id, run_id) == result

@@ -12,6 +12,8 @@ import pytest
 from runs_api.caller import Caller
 from runs_api.delivery import Delivery
 from runs_es.domain import Provenance
+from runs_es.log import retention
+from runs_projections.wiring import Store
 from tests.api.asgi import Connection
 from tests.api.conftest import ScriptedExecutor, events_of, new_thread
 
@@ -152,6 +154,17 @@ async def test_a_wait_answers_with_the_last_values(client: httpx.AsyncClient):
     assert answer.json() == {"n": 2}
     assert answer.headers["location"] == answer.headers["content-location"] + "/join"
     assert (await client.get(answer.headers["location"])).json() == {"n": 2}
+
+
+async def test_a_result_whose_frames_retention_has_deleted_says_so(client: httpx.AsyncClient, store: Store):
+    thread = await new_thread(client)
+    run = await ended_run(client, thread)
+    with retention.connect(store.log.url, store.log.schema) as connection:
+        assert retention.delete_pages(connection, thread_id=thread).runs == 1
+    error = (await client.get(f"/threads/{thread}/runs/{run}/join")).json()["__error__"]
+    assert error["error"] == "FramesGone"
+    assert error["message"].startswith("retention has deleted the frames ")
+    assert thread in error["message"]
 
 
 async def test_a_failed_run_is_an_error_in_a_result_that_is_200(client: httpx.AsyncClient):

@@ -76,9 +76,11 @@ class GraphStateReader:
         )
         return [thread_state(state) async for state in states]
 
-    async def values(self, thread_id: str, graph_id: str | None) -> dict[str, Any] | None:
-        """The newest values; None when no run of the thread has saved a state."""
-        state = await self.get(thread_id, graph_id)
+    async def values(
+        self, thread_id: str, graph_id: str | None, checkpoint_id: str | None = None
+    ) -> dict[str, Any] | None:
+        """The newest values, or those at a checkpoint; None when no run of the thread has saved such a state."""
+        state = await self.get(thread_id, graph_id, checkpoint_id)
         return None if state["checkpoint"] is None else state["values"]
 
     async def delete(self, thread_id: str) -> None:
