@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import uuid
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from runs_es.domain import ConflictError, Provenance, RunStatus, ThreadNotFound,
 from runs_es.log import retention, segments
 from runs_es.log.decisions import Decision, Decisions
 from runs_es.log.event_log import EventLog
+from runs_es.log.pages import frame
 from runs_es.log.retention import Action, RetentionBusy, RetentionTimer
 from runs_es.log.segments import State
 from runs_es.settings import Settings
@@ -135,6 +137,20 @@ def test_a_closed_segment_takes_no_page_and_a_writer_that_did_not_know_loses_not
     assert held.fetchall() == [(1, 1), (2, 1)]
     with pytest.raises(ValueError, match="current"):
         segments.close(connection, 2)
+
+
+def test_the_first_batch_after_a_rotation_goes_out_whole_again(
+    log: EventLog, connection: Connection[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    recordings = [Recording(log) for _ in range(16)]
+    segments.rotate(connection)
+    with caplog.at_level(logging.INFO, "runs_es.log.writer"), log.writer.lock:
+        for recording in recordings:
+            recording.writer.publish(frame("custom", b"1"))
+        futures = [recording.writer.last() for recording in recordings]
+    assert all(future is not None and future.result(10).last_seq > 0 for future in futures)
+    assert connection.execute("select count(*) from events_p2").fetchone() == (16,)
+    assert "one by one" not in caplog.text
 
 
 def test_pages_of_a_run_that_is_still_running_stay_and_so_does_all_that_is_newer(
