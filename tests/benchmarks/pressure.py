@@ -197,7 +197,8 @@ def measure(database_url: str) -> None:
     )
     show(
         f"{PRODUCERS} runs that publish as fast as they may for {SECONDS:g} s, a disk of {DISK_BYTES_A_SECOND / MIB:g}"
-        f" MiB/s, RUNS_ES_PUBLISH_BUFFER_BYTES={buffer}, RUNS_ES_RING_BYTES={ring}",
+        f" MiB/s, buffers (RUNS_ES_PUBLISH_BUFFER_BYTES) of {buffer / MIB:g} and rings (RUNS_ES_RING_BYTES) of"
+        f" {ring / MIB:g} MiB",
         ["", "value"],
         [
             ["frames published", f"{done.frames:,}"],
