@@ -139,3 +139,45 @@ def test_a_worker_told_to_stop_hands_its_run_to_another(database_url: str, clien
                 for _ in reading:
                     pass
     assert "run.requeued" in [topic for topic, _, _ in facts(database_url, thread_id)]
+
+
+def test_a_worker_told_to_stop_gives_its_run_the_grace_to_finish(database_url: str, client: httpx.Client) -> None:
+    thread_id = thread(client)
+    with worker(database_url) as first:
+        path = f"/threads/{thread_id}/runs/stream"
+        with streaming(client, "POST", path, json=body(100, 0.01)) as (received, reading):
+            while next(reading) < 5:
+                pass
+            first.send_signal(signal.SIGTERM)
+            for _ in reading:
+                pass
+            assert first.wait(30) == 0
+    assert received.events[-1][1].startswith(b"event: end")
+    topics = [topic for topic, _, _ in facts(database_url, thread_id)]
+    assert topics == ["run.created", "run.claimed", "run.started", "run.completed"]
+
+
+def test_a_run_handed_over_goes_on_elsewhere_within_seconds_of_the_grace(
+    database_url: str, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thread_id = thread(client)
+    monkeypatch.setenv("RUNS_ES_DRAIN_SECONDS", "0.2")
+    with worker(database_url) as first:
+        path = f"/threads/{thread_id}/runs/stream"
+        with streaming(client, "POST", path, json=body(200, 0.01)) as (received, reading):
+            while next(reading) < 5:
+                pass
+            with worker(database_url) as second:
+                workers = "select count(*) from runs_es_queue.procrastinate_workers"
+                with psycopg.connect(database_url, autocommit=True) as connection:
+                    while connection.execute(workers).fetchone() != (2,):
+                        assert second.poll() is None
+                first.send_signal(signal.SIGTERM)
+                told = time.monotonic()
+                while not any(b'"attempt":2' in event for _, event in received.events):
+                    next(reading)
+                assert time.monotonic() - told < 0.2 + 5
+                for _ in reading:
+                    pass
+    assert received.events[-1][1].startswith(b"event: end")
+    assert [topic for topic, _, _ in facts(database_url, thread_id)].count("run.completed") == 1
