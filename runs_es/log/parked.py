@@ -1,4 +1,4 @@
-"""Requests that the database has no room for just now, each with what its writer has queued behind it.
+"""Requests parked because the database has no room for them just now, each with what its writer has queued behind it.
 
 They are tried again until there is room. Only requests of an attempt are held: its producer waits once its buffer is
 full, so they are bounded. Whoever has no writer is told at once. Everything here is called under the log writer's lock.
