@@ -162,22 +162,23 @@ def test_a_run_handed_over_goes_on_elsewhere_within_seconds_of_the_grace(
 ) -> None:
     thread_id = thread(client)
     monkeypatch.setenv("RUNS_ES_DRAIN_SECONDS", "0.2")
-    with worker(database_url) as first:
+    workers = "select count(*) from runs_es_queue.procrastinate_workers"
+    with worker(database_url) as first, worker(database_url) as second, psycopg.connect(database_url) as connection:
+        connection.autocommit = True
+        while connection.execute(workers).fetchone() != (2,):
+            assert first.poll() is None
         path = f"/threads/{thread_id}/runs/stream"
-        with streaming(client, "POST", path, json=body(200, 0.01)) as (received, reading):
+        with streaming(client, "POST", path, json=body(150, 0.01)) as (received, reading):
             while next(reading) < 5:
                 pass
-            with worker(database_url) as second:
-                workers = "select count(*) from runs_es_queue.procrastinate_workers"
-                with psycopg.connect(database_url, autocommit=True) as connection:
-                    while connection.execute(workers).fetchone() != (2,):
-                        assert second.poll() is None
-                first.send_signal(signal.SIGTERM)
-                told = time.monotonic()
-                while not any(b'"attempt":2' in event for _, event in received.events):
-                    next(reading)
-                assert time.monotonic() - told < 0.2 + 5
-                for _ in reading:
-                    pass
+            (actor,) = [actor or "" for topic, _, actor in facts(database_url, thread_id) if topic == "run.claimed"]
+            (at_work,) = [process for process in (first, second) if f":{process.pid}:" in actor]
+            at_work.send_signal(signal.SIGTERM)
+            told = time.monotonic()
+            while not any(b'"attempt":2' in event for _, event in received.events):
+                next(reading)
+            assert time.monotonic() - told < 0.2 + 5
+            for _ in reading:
+                pass
     assert received.events[-1][1].startswith(b"event: end")
     assert [topic for topic, _, _ in facts(database_url, thread_id)].count("run.completed") == 1
