@@ -11,7 +11,18 @@ from tests.benchmarks.figures import console, machine
 from tests.conftest import SCHEMA, new_database, new_folder
 
 # Modules with a function `measure(database_url)`.
-NAMES = ("append", "streaming", "serving", "replay", "storage", "lists", "projections", "rebuild", "retention", "pressure")
+NAMES = (
+    "append",
+    "streaming",
+    "serving",
+    "replay",
+    "storage",
+    "lists",
+    "projections",
+    "rebuild",
+    "retention",
+    "pressure",
+)
 
 
 def main() -> None:
