@@ -31,8 +31,8 @@ $(STAMP): pyproject.toml
 serve: install ## Run the server: embedded database in .data/, demo agent, no key needed
 	@RUNS_ES_DATA_DIR="$${RUNS_ES_DATA_DIR:-.data}" exec $(BIN)/runs-es serve --host $(HOST) --port $(PORT) $(if $(CONFIG),--config $(CONFIG))
 
-test: install ## Run the test suite against a real PostgreSQL
-	@$(BIN)/python -m pytest
+test: install ## Run the test suite against a real PostgreSQL, a process a core
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: install ## Format, lint, types, import contracts
 	@$(BIN)/ruff format --check .

@@ -6,9 +6,12 @@ import os
 import shutil
 import tempfile
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -16,6 +19,7 @@ from psycopg import conninfo, sql
 
 from runs_es.database.migrate import migrate
 from runs_es.settings import Settings
+from tests.acceptance.oracle import SEED, Ledger, Tally
 
 SCHEMA = "runs_es"
 
@@ -103,3 +107,38 @@ def module_database_url(postgres_url: str, template_database: str) -> Iterator[s
     """A migrated database that the tests of one module share."""
     with new_database(postgres_url, template_database) as url:
         yield url
+
+
+_LEDGER = Ledger()
+
+
+@pytest.fixture(scope="session")
+def ledger() -> Ledger:
+    """What faults were made, and what was found; shown at the end."""
+    return _LEDGER
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process of pytest-xdist hands its tallies over."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["tallies"] = [{**asdict(tally), "faults": dict(tally.faults)} for tally in _LEDGER.tallies]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """One of pytest-xdist's processes has finished."""
+    for tally in getattr(node, "workeroutput", {}).get("tallies", ()):
+        _LEDGER.tallies.append(Tally(**{**tally, "faults": Counter(tally["faults"])}))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The long part shows each scenario and how to repeat it; any other run the sum alone."""
+    if not _LEDGER.tallies:
+        return
+    terminalreporter.section("faults")
+    if config.option.markexpr == "faults":
+        for tally in _LEDGER.tallies:
+            terminalreporter.write_line(str(tally))
+        terminalreporter.write_line(f"repeat with: make faults SEED={SEED}")
+    terminalreporter.write_line(f"in all: {_LEDGER.total}")

@@ -94,8 +94,8 @@ class Channel:
 
 
 def _bytes(row: Row) -> int:
-    """What a row of the ring holds, frames as they were before compression."""
-    return sum(map(len, row.bodies)) if row.is_page else len(row.state)
+    """What a row of the ring holds: its stored form, and for a page the frames as published and as they go out."""
+    return len(row.state) + (2 * sum(map(len, row.bodies)) if row.is_page else 0)
 
 
 def _settle(waiter: asyncio.Future[bool], changed: bool) -> None:

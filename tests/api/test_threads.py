@@ -161,7 +161,9 @@ class FakeState:
         self.asked.append((*asked, named))
         return [empty_state()]
 
-    async def values(self, thread_id: str, graph_id: str | None) -> dict[str, Any] | None:
+    async def values(
+        self, thread_id: str, graph_id: str | None, checkpoint_id: str | None = None
+    ) -> dict[str, Any] | None:
         self.busy += 1
         self.busiest = max(self.busiest, self.busy)
         await asyncio.sleep(0)

@@ -21,7 +21,7 @@ from pathlib import Path
 import psycopg
 
 from runs_es.execution.protocol import ActiveRun
-from runs_es.log.pages import data_of, event_of
+from runs_es.log.pages import KEY_BYTES, data_of, event_of
 from runs_es.service.commands import CreateRunCommand
 from runs_es.settings import MIB, Settings
 from runs_projections.wiring import Store, open_store
@@ -31,10 +31,10 @@ SECONDS = 60.0
 PRODUCERS = 32
 DISK_BYTES_A_SECOND = 4 * MIB
 FRAME_BYTES = 4096
-# Frames are kept in two places a run, each with a setting: uncommitted in its buffer, committed in its ring. Compressed
-# pages, parameters, and the allocator's holes between frames come on top: measured, up to five times that.
-OVERHEAD = 6
-FIXED_BYTES = 64 * MIB
+# What a run may hold in memory has two settings, its buffer of what is not committed and its ring of what is; pages on
+# their way to the database are copies of a part of the first. The pages that deltas refer to are bounded for all.
+OVERHEAD = 1.5
+FIXED_BYTES = 64 * MIB + 2 * KEY_BYTES
 
 _SLOW = """
 create function runs_es.slow_disk() returns trigger language plpgsql as $$
@@ -132,7 +132,7 @@ def press(url: str, folder: Path, *, seconds: float, producers: int, disk: int, 
         slowest=max(each.slowest for each in everyone),
         before=samples[0],
         peaks=_thirds(samples),
-        bound=OVERHEAD * producers * (buffer + ring) + FIXED_BYTES,
+        bound=int(OVERHEAD * producers * (buffer + ring)) + FIXED_BYTES,
     )
 
 
