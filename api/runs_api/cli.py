@@ -138,10 +138,12 @@ def serve(
         open_store(settings, config=config, work=worker) as store,
     ):
         url = _url(host, listener.getsockname()[1])
+        service = create_app(store, settings)
+        _settle_memory()
         healthy = run_server(
-            create_app(store, settings),
+            service,
             listener,
-            on_start=lambda: (_settle_memory(), _greet(url, store, settings)),
+            on_start=lambda: _greet(url, store, settings),
             on_stop=lambda: _stop(store),
             is_healthy=lambda: store.worker is None or store.worker.is_alive,
             log_level="info" if access_log else log_level.value,
