@@ -51,7 +51,12 @@ class Unreadable:
     """A fact that this version cannot read, such as one of a topic that it does not know."""
 
     position: int
+    topic: str
     error: Exception
+
+    def concerns(self, topics: frozenset[str] | None) -> bool:
+        """Whether it has to be read by who wants these topics: an unknown one may be anybody's."""
+        return topics is None or self.topic in topics or self.topic not in codec.versions
 
 
 @dataclass(slots=True)
@@ -95,7 +100,7 @@ def recorded_or_not(row: Row) -> Recorded | Unreadable:
     try:
         return recorded(row)
     except Exception as error:  # noqa: BLE001  (for the caller to raise, or to pass over)
-        return Unreadable(row[5], error)
+        return Unreadable(row[5], row[1], error)
 
 
 def count(connection: Connection[TupleRow], target: int, topics: frozenset[str] | None) -> int:
@@ -134,8 +139,10 @@ def after(
         try:
             portion.recordeds.append(recorded(fact_row))
         except Exception as error:  # noqa: BLE001  (kept, and raised by whoever has dealt with the facts before it)
-            portion.unreadable = Unreadable(at, error)
-            break
+            unreadable = Unreadable(at, fact_row[1], error)
+            if unreadable.concerns(topics):
+                portion.unreadable = unreadable
+                break
         portion.last, portion.size = at, number
     return portion
 

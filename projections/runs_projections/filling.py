@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from runs_es.domain import StoreUnavailable
+from runs_es.domain import StoreUnavailable, UnknownTopic
 from runs_projections import feed, store
 from runs_projections.feed import Row, Unreadable
 from runs_projections.projection import AnyProjection, AnyTable, Fold
@@ -26,6 +26,11 @@ class RebuildFailed(Exception):
     def __init__(self, name: str, position: int, error: Exception) -> None:
         super().__init__(f"{name} cannot take the facts up to position {position}: {type(error).__name__}: {error}")
         self.position = position
+
+
+def not_read(name: str, fact: Unreadable) -> Exception:
+    """What to raise at a fact that the projection wants and that cannot be read."""
+    return fact.error if isinstance(fact.error, UnknownTopic) else RebuildFailed(name, fact.position, fact.error)
 
 
 class Progress:
@@ -74,7 +79,7 @@ def threads(
 ) -> Iterator[Filled]:
     """The rows of all threads after `after`, of their facts up to `target`, some whole threads at a time.
 
-    Raises whatever a fact cannot be read for, and RebuildFailed.
+    Raises UnknownTopic, and RebuildFailed for a fact that cannot be read or taken.
     """
     pending: _Thread | None = None
     filled = Filled(after, 0, [])
@@ -109,7 +114,7 @@ class _Thread:
             if fact.position in skipped:
                 continue
             if isinstance(fact, Unreadable):
-                raise fact.error
+                raise not_read(self._name, fact) from fact.error
             try:
                 self._fold.apply(fact)
             except Exception as error:

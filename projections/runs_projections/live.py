@@ -227,7 +227,7 @@ class LiveProjector:
                 self._ahead.begin(portion.last, self._portion, self._batch_bytes, topics)
             else:
                 self._portion = self._batch
-            if portion.recordeds:
+            if portion.size:
                 worked |= self._apply(connection, group, position, portion)
             elif portion.unreadable is not None:
                 worked |= self._pass_over(connection, group, position, portion.unreadable)
@@ -240,10 +240,13 @@ class LiveProjector:
         position: int,
         unreadable: feed.Unreadable,
     ) -> bool:
-        """Behind a fact that cannot be read, those that an operator let go on; the others stop."""
+        """Behind a fact that cannot be read, those that it does not concern or that an operator let go on; the others
+        stop.
+        """
         worked = False
         for projection in group:
-            if unreadable.position in self._skips.get(projection.name, ()):
+            is_skipped = unreadable.position in self._skips.get(projection.name, ())
+            if is_skipped or not unreadable.concerns(projection.topics):
                 worked |= step.advance(connection, [projection], position, (), to=unreadable.position)
             else:
                 self._fail(connection, projection, unreadable.position, unreadable.error)

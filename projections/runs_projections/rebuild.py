@@ -14,11 +14,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
+import psycopg
 from psycopg import Connection
 from psycopg.errors import LockNotAvailable
 from psycopg.rows import TupleRow
 
-from runs_es.domain import StoreUnavailable, UnknownTopic
+from runs_es.domain import StoreUnavailable
 from runs_es.log.event_log import EventLog
 from runs_projections import comparison, feed, filling, interventions, rebuilds, step, tables, tracking
 from runs_projections.comparison import Difference as Difference
@@ -211,16 +212,18 @@ class _Rebuilding:
         if recordeds:
             try:
                 step.refill(self.connection, new, [each for each in recordeds if each.position not in skipped])
-            except UnknownTopic:
-                raise
-            except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:
+            except psycopg.OperationalError:
+                raise  # of the database, or a lock that is waited for again
+            except Exception as error:
                 raise RebuildFailed(new.name, recordeds[-1].position, error) from error
             self.progress.add(len(recordeds))
             return recordeds[-1].position
+        if portion.size and portion.last <= target:
+            return portion.last  # nothing in it that it wants
         if portion.unreadable is None or portion.unreadable.position > target:
             return None
         if portion.unreadable.position not in skipped:
-            raise portion.unreadable.error
+            raise filling.not_read(new.name, portion.unreadable) from portion.unreadable.error
         return portion.unreadable.position
 
     def verify(self, projection: AnyProjection) -> list[Difference]:

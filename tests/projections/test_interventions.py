@@ -8,8 +8,21 @@ from typing import Any
 import pytest
 
 from runs_es.domain import SYSTEM_THREAD, ProjectionRetried, ProjectionSkipped, Provenance, Recorded, StoreUnavailable
+from runs_es.log.append import Append, FactItem
 from runs_es.log.event_log import EventLog
-from runs_projections import PROJECTIONS, LiveProjector, ProjectedRows, fold, interventions, rebuild, status, tracking
+from runs_projections import (
+    PROJECTIONS,
+    LiveProjector,
+    ProjectedRows,
+    feed,
+    filling,
+    fold,
+    interventions,
+    rebuild,
+    status,
+    tracking,
+)
+from runs_projections.filling import RebuildFailed
 from runs_projections.interventions import NotStopped
 from runs_projections.projection import AnyProjection
 from runs_projections.status import ProjectionStatus
@@ -51,6 +64,48 @@ def test_an_unknown_topic_is_passed_over_where_an_operator_says_so(log: EventLog
     rebuild(log)
     assert stored(log) == before
     assert rebuild(log, verify=True).differences == ()
+
+
+def append_garbled(log: EventLog, thread_id: str) -> int:
+    """A message that no version could read, in a thread of its own."""
+    append_one(log, created(thread_id))
+    item = FactItem("message.recorded", "r", b'{"garbled": true}')
+    position = log.writer.submit(Append(thread_id, [item], expected=1)).result(30).position
+    assert position is not None
+    return position
+
+
+def test_a_fact_that_cannot_be_read_stops_only_those_that_want_it(log: EventLog, projector: LiveProjector) -> None:
+    append_garbled(log, "t1")  # the last fact of all, then one in between
+    until(lambda: projector.failures.keys() == {"messages", "usage"})
+    garbled = append_garbled(log, "t2")
+    assert projector.wait_for(garbled, 10, ["runs", "threads"])
+    last = append_one(log, created("after"))
+
+    assert projector.wait_for(last, 10, ["runs", "threads"])
+    assert projector.failures.keys() == {"messages", "usage"}
+    assert sorted(stored(log)["threads"]) == [("after",), ("t1",), ("t2",)]
+
+
+def test_a_rebuild_reads_only_what_its_projection_wants(log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it catches up: here with all of the log, for as long as nothing is there to be filled."""
+    monkeypatch.setattr(feed, "last_position", lambda _: 0)
+    monkeypatch.setattr(filling, "check_same_log", lambda *_: None)
+    append_one(log, created("t0"))
+    garbled = [append_garbled(log, f"t{number}") for number in (1, 2)]
+    last = append_one(log, created("t3"))
+    with tracking.connect(log.url, log.schema, "test") as connection:
+        tracking.ensure(connection, log.schema, PROJECTIONS)
+        connection.execute("update tracking set position = %s", (last,))
+
+    for batch in (1, 2, 100):
+        rebuild(log, ["threads"], batch=batch)
+        assert sorted(stored(log)["threads"]) == [("t0",), ("t1",), ("t2",), ("t3",)]
+    with pytest.raises(RebuildFailed, match=f"messages cannot take .* position {garbled[0]}: TypeError"):
+        rebuild(log, ["messages"])
+    monkeypatch.undo()
+    with pytest.raises(RebuildFailed, match=f"messages cannot take .* position {garbled[0]}: TypeError"):
+        rebuild(log, ["messages"], restart=True)
 
 
 def test_only_the_projection_that_is_told_so_passes_over_a_fact(log: EventLog, projector: LiveProjector) -> None:
