@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 MAX_SEQ = 2**63 - 1
 READ_ROWS = 1024
+STARTED = "run.started"
 # Small pages are handed over together, up to so many bytes: most runs stream slowly and have a frame a page.
 STEP_BYTES = 64 * 1024
 _CURSOR = re.compile(r"(-1|[0-9]{1,19})(-0|-\*)?", re.ASCII)
@@ -229,6 +230,7 @@ class RunStream:
             yield End(ended)
             return
         cursor = self._start()
+        is_ours = True  # the pages that come next: between two attempts another run may have had its turn
         self._channel.heard(self._head.seq)
         while not self._streams.closing:
             version = self._channel.version
@@ -236,9 +238,11 @@ class RunStream:
             nothing = not rows
             while rows:
                 row = rows.popleft()  # let go of each once it is sent: a stalled reader holds one
-                if row.first > cursor + 1:
+                if is_ours and row.first > cursor + 1:
                     yield await self._gap()
                     return
+                if row.topic == STARTED:
+                    is_ours = row.run_id == self._run_id
                 if row.run_id == self._run_id:
                     if row.is_page:
                         pages = _with_small_ones_behind(row, rows)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from runs_es.domain import TERMINAL_TOPICS, RunNotFound, ThreadNotFound
 from runs_es.log.reader import Head, LogReader, Row, RunBounds
-from runs_es.streams.cursor import READ_ROWS, End, Gap, Heartbeat, RunStreams
+from runs_es.streams.cursor import READ_ROWS, STARTED, End, Gap, Heartbeat, RunStreams
 from runs_es.streams.hub import Channel
 
 _GONE = frozenset({"thread.deleted", "thread.erased"})
@@ -48,6 +48,7 @@ class EventFeed:
         self._frames, self._heartbeat = frames, heartbeat
         # From where on a run's pages lie; a thread's lie anywhere.
         self._started = bounds.started if bounds is not None else 0
+        self._is_ours = True  # the pages that come next: between two attempts another run may have had its turn
         self._released = False
 
     def release(self) -> None:
@@ -78,7 +79,7 @@ class EventFeed:
             version = self._channel.version
             rows, upto = await self._read(cursor)
             for row in rows:
-                if self._reads_pages(cursor) and row.first > cursor + 1:
+                if self._is_ours and self._reads_pages(cursor) and row.first > cursor + 1:
                     yield self._gap(row.first)
                     return
                 if self._run_id is None or row.run_id == self._run_id:
@@ -103,7 +104,10 @@ class EventFeed:
 
     def _follow(self, row: Row) -> bool:
         """Whether this is where the run's pages begin."""
-        if row.topic != "run.started" or row.run_id != self._run_id:
+        if row.topic != STARTED or self._run_id is None:
+            return False
+        self._is_ours = row.run_id == self._run_id
+        if not self._is_ours:
             return False
         if self._started is None:
             self._started = row.last

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runs_es.domain import BadSequence, Run, RunNotFound, ThreadCreated, now
-from runs_es.log import segments, session
+from runs_es.domain import BadSequence, Fact, Run, RunNotFound, RunStatus, ThreadCreated, now
+from runs_es.log import retention, segments, session
 from runs_es.log.append import PAGE_TOPIC, Appended
 from runs_es.log.event_log import EventLog
 from runs_es.log.pages import encode_page, frame, rendered
@@ -24,6 +24,7 @@ from runs_es.log.run_writer import RunWriter
 from runs_es.streams.broker import LogRunStreamBroker
 from runs_es.streams.cursor import End, Frames, Gap, Heartbeat, RunStreams, is_shown, parse_cursor
 from runs_es.streams.hub import Hub
+from runs_es.streams.thread_cursor import open_feed
 
 END = b"event: end\r\ndata: null\r\nid: %d\r\n\r\n"
 
@@ -238,6 +239,59 @@ async def test_what_retention_cut_is_a_gap_and_what_is_left_is_exact(house: Hous
     assert (gap.earliest, gap.latest) == (first_kept, end)
     rest = events(await bytes_after(house, recording, first_kept - 1))
     assert [seq for seq, _ in rest] == list(range(first_kept, end + 1))
+
+
+async def test_what_retention_took_of_another_run_is_no_gap(
+    house: House, other_house: House, database_url: str
+) -> None:
+    """A run that was handed over while an older, delayed one came due: that one's frames lie between its own."""
+    log, thread_id = house.log, str(uuid.uuid4())
+    delayed, run = (Run.create(run_id=str(uuid.uuid4()), thread_id=thread_id, assistant_id="a") for _ in range(2))
+
+    def attempt(of: Run, claim: str, frames: int, revision: int, *before: Fact) -> Appended:
+        of.mark_claimed(claim_id=claim)
+        of.mark_started()
+        claimed = log.append(thread_id, [*before, *of.pull_events()], expected=revision).result(10)
+        writer = RunWriter(
+            log.writer, thread_id=thread_id, run_id=of.run_id, fence=claimed.fence, frames=claimed.frames
+        )
+        writer.publish(*(frame("custom", b"%d" % number) for number in range(frames)))
+        if claim == "handed over":
+            of.requeue()
+        else:
+            of.mark_completed() if of is run else of.mark_failed("boom")
+        return writer.record(*(log.item(fact) for fact in of.pull_events())).result(10)
+
+    created = ThreadCreated(thread_id=thread_id, occurred_at=now())
+    after = attempt(run, "handed over", 3, 0, created, *delayed.pull_events())
+    after = attempt(delayed, "first", 3, after.revision)
+    attempt(run, "second", 3, after.revision)
+
+    async def steps(of: House, cursor: int) -> list[object]:
+        stream = await of.streams.open(thread_id, run.run_id, cursor)
+        return [
+            [seq for seq, _ in step.items()] if isinstance(step, Frames) else type(step)
+            async for step in stream.steps()
+        ]
+
+    async def feed(cursor: int) -> list[type]:
+        opened = await open_feed(house.streams, thread_id, run.run_id, cursor)
+        return [type(step) async for step in opened.steps()]
+
+    whole = await steps(house, 0)
+    assert whole[-1] is End
+    assert len(whole) == 3
+    with session.connect(database_url, "runs_es", "test") as connection:
+        deleted = retention.delete_pages(connection, statuses=[RunStatus.ERROR])
+    assert deleted == retention.Deleted(1, 1)
+
+    assert await steps(house, 0) == await steps(other_house, 0) == whole
+    assert await steps(house, whole[0][-1]) == whole[1:]
+    assert (await feed(0))[-1] is End
+    with session.connect(database_url, "runs_es", "test") as connection:
+        retention.delete_pages(connection, statuses=[RunStatus.SUCCESS])
+    assert await steps(house, 0) == [Gap]
+    assert (await feed(0))[-1] is Gap
 
 
 async def test_an_unknown_run_is_refused_before_the_stream(house: House) -> None:
