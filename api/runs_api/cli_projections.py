@@ -120,7 +120,7 @@ def _statuses() -> list[ProjectionStatus]:
         migrated_database(settings) as database,
         tracking.connect(database.url, settings.db_schema, "status") as connection,
     ):
-        tracking.ensure(connection, settings.db_schema, projections)
+        tracking.enter(connection, projections)
         return statuses.read(connection, settings.db_schema, projections)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, TypeAlias
 
+import psycopg
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
@@ -26,6 +28,17 @@ class RebuildFailed(Exception):
     def __init__(self, name: str, position: int, error: Exception) -> None:
         super().__init__(f"{name} cannot take the facts up to position {position}: {type(error).__name__}: {error}")
         self.position = position
+
+
+@contextmanager
+def taking(name: str, position: int) -> Iterator[None]:
+    """Whatever goes wrong in here with the facts up to `position` or their rows is raised as RebuildFailed."""
+    try:
+        yield
+    except psycopg.OperationalError:
+        raise  # of the database, or a lock that is waited for again
+    except Exception as error:
+        raise RebuildFailed(name, position, error) from error
 
 
 def not_read(name: str, fact: Unreadable) -> Exception:

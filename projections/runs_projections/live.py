@@ -20,7 +20,7 @@ from psycopg.rows import TupleRow
 from runs_es.domain import Recorded
 from runs_es.log.append import Append, Appended
 from runs_es.log.event_log import EventLog
-from runs_projections import feed, interventions, rebuilds, step, tracking
+from runs_projections import feed, interventions, rebuilds, step, tables, tracking
 from runs_projections.ahead import ReadAhead
 from runs_projections.interventions import NO_SKIPS, Skips
 from runs_projections.loading import PROJECTIONS
@@ -157,7 +157,7 @@ class LiveProjector:
         while not self._closing:
             try:
                 with tracking.connect(self._log.url, self._schema, "projector") as connection:
-                    tracking.ensure(connection, self._schema, self._projections)
+                    self._enter(connection)
                     self._skips = interventions.skips(connection, self._projections)
                     self._follow(connection)
             except psycopg.Error as error:
@@ -170,6 +170,18 @@ class LiveProjector:
             self._looked = 0.0
             with self._wake:
                 self._wake.wait_for(lambda: self._closing, _LOOK_SECONDS)
+
+    def _enter(self, connection: Connection[TupleRow]) -> None:
+        """Positions for all, and tables; a projection whose table cannot be made stops alone."""
+        tracking.enter(connection, self._projections)
+        for projection in self._projections:
+            try:
+                tables.ensure(connection, self._schema, [projection])
+            except psycopg.Error as error:
+                if _is_of_the_connection(error):
+                    raise
+                position = tracking.positions(connection, [projection])[projection.name]
+                self._fail(connection, projection, position + 1, error)
 
     def _follow(self, connection: Connection[TupleRow]) -> None:
         while not self._closing:
@@ -207,6 +219,7 @@ class LiveProjector:
         with self._reached:
             for name in changed:
                 self.failures.pop(name, None)
+        self._enter(connection)
 
     def _others(self) -> list[AnyProjection]:
         return [each for each in self._projections if each.name not in self._led]

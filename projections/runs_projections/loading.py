@@ -17,6 +17,7 @@ from runs_projections.messages import MESSAGES
 from runs_projections.projection import AnyProjection, Projection
 from runs_projections.runs import RUNS
 from runs_projections.threads import THREADS
+from runs_projections.tracking import RESERVED
 from runs_projections.usage import USAGE
 
 GROUP = "runs_es.projections"
@@ -68,6 +69,8 @@ def _imported(path: str) -> Any:
 def _check(named: str, projection: Any, loaded: list[AnyProjection]) -> None:
     if not isinstance(projection, Projection):
         raise ProjectionLoadError(f"{named} is no Projection but of type {type(projection).__name__}")
+    if projection.name in RESERVED:
+        raise ProjectionLoadError(f"{named}: the name {projection.name} is taken")
     table = projection.table.name
     if not table.endswith(f"_v{projection.version}"):
         raise ProjectionLoadError(

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
-import psycopg
 from psycopg import Connection
 from psycopg.errors import LockNotAvailable
 from psycopg.rows import TupleRow
@@ -24,7 +23,8 @@ from runs_es.log.event_log import EventLog
 from runs_projections import comparison, feed, filling, interventions, rebuilds, step, tables, tracking
 from runs_projections.comparison import Difference as Difference
 from runs_projections.filling import OnProgress as OnProgress
-from runs_projections.filling import Progress, RebuildFailed
+from runs_projections.filling import Progress
+from runs_projections.filling import RebuildFailed as RebuildFailed
 from runs_projections.interventions import Skips
 from runs_projections.loading import PROJECTIONS, find
 from runs_projections.projection import AnyProjection
@@ -143,7 +143,7 @@ class _Rebuilding:
         facts = stand.facts
         for filled in self._filled(new, stand.thread_id, stand.target):
             facts += filled.facts
-            with self.connection.transaction():
+            with self.connection.transaction(), filling.taking(projection.name, stand.target):
                 filled.write(self.connection, new.table)
                 rebuilds.note_threads(self.connection, projection, filled.thread_id, facts)
             self.progress.add(filled.facts)
@@ -210,12 +210,8 @@ class _Rebuilding:
         skipped = self.skips.get(new.name, frozenset())
         recordeds = [each for each in portion.recordeds if each.position <= target]
         if recordeds:
-            try:
+            with filling.taking(new.name, recordeds[-1].position):
                 step.refill(self.connection, new, [each for each in recordeds if each.position not in skipped])
-            except psycopg.OperationalError:
-                raise  # of the database, or a lock that is waited for again
-            except Exception as error:
-                raise RebuildFailed(new.name, recordeds[-1].position, error) from error
             self.progress.add(len(recordeds))
             return recordeds[-1].position
         if portion.size and portion.last <= target:
@@ -233,7 +229,8 @@ class _Rebuilding:
         tables.begin(connection, self.schema, projection.table, new.table)
         position = tracking.positions(connection, [projection])[projection.name]
         for filled in self._filled(new, "", position):
-            filled.write(connection, new.table)
+            with filling.taking(projection.name, position):
+                filled.write(connection, new.table)
             self.progress.add(filled.facts)
         tables.make_indexes(connection, self.schema, projection.table, new.table)
         tracking.forget_plans(connection)

@@ -60,6 +60,8 @@ def read(connection: Connection[TupleRow], schema: str, projections: Sequence[An
     order = {key: place for place, key in enumerate(leads)}
     found = []
     for name, version, position, failed, reason, at, last, lag, phase, facts in connection.execute(_STANDS).fetchall():
+        if name in tracking.RESERVED:
+            continue
         key = (name, version)
         lag_seconds = max(float(lag or 0.0), 0.0)
         found.append(

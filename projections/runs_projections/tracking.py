@@ -24,6 +24,8 @@ from runs_projections import tables
 from runs_projections.projection import AnyProjection
 from runs_projections.stored_text import storable
 
+# Not of projections: what follows the log for itself and keeps its place in the same table, by name.
+RESERVED = frozenset({"checkpoints"})
 _REASON_LENGTH = 2000
 _SHORT = 10_000  # facts that a live driver catches up with in a moment: nobody has to know
 _NEARLY = 1000
@@ -77,6 +79,11 @@ def ensure(connection: Connection[TupleRow], schema: str, projections: Iterable[
     """Let each projection have a table and a position: 0 where it has none."""
     projections = list(projections)
     tables.ensure(connection, schema, projections)
+    enter(connection, projections)
+
+
+def enter(connection: Connection[TupleRow], projections: Iterable[AnyProjection]) -> None:
+    """Let each projection have a position, whether or not it has a table."""
     for projection in projections:
         connection.execute(
             "insert into tracking (name, version, position, built_at)"

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import psycopg
 import pytest
 
 from runs_es.domain import SYSTEM_THREAD, ProjectionRetried, ProjectionSkipped, Provenance, Recorded, StoreUnavailable
+from runs_es.execution.langgraph.reaper import NAME as CHECKPOINTS
 from runs_es.log.append import Append, FactItem
 from runs_es.log.event_log import EventLog
 from runs_projections import (
@@ -150,6 +152,49 @@ def test_a_retry_goes_on_where_the_cause_was_mended(log: EventLog) -> None:
             kinds = [type(each.fact) for each in log.reader.facts(SYSTEM_THREAD)]
         assert kinds == [ProjectionRetried, ProjectionRetried]
         assert stored(log, (broken,))[broken.name] == fold(THREADS, all_facts(log))
+
+
+def test_a_projection_whose_table_cannot_be_made_stops_alone(log: EventLog) -> None:
+    table = replace(THREADS.table, name="unmade_v1", migrated=False, indexes=("unmade(thread_id)",))
+    unmade = replace(THREADS, name="unmade", table=table)
+    everything = (*PROJECTIONS, unmade)
+    with LiveProjector(log, everything) as projector:
+        last = append_one(log, created("t"))
+        assert projector.wait_for(last, 10, [each.name for each in PROJECTIONS])
+        until(lambda: statuses(log, everything)["unmade"].state == "stopped")
+        reason = statuses(log, everything)["unmade"].reason
+        assert reason is not None
+        assert "UndefinedFunction" in reason
+
+        with psycopg.connect(log.url, autocommit=True) as connection:
+            connection.execute(
+                "create function runs_es.unmade(text) returns text language sql immutable as 'select $1'"
+            )
+        interventions.retry(log, unmade, ANN)
+
+        until(lambda: projector.wait_for(last, 0.1, ["unmade"]))
+    assert sorted(stored(log, (unmade,))["unmade"]) == [("t",)]
+
+
+def test_a_rebuild_says_whose_rows_cannot_be_stored(log: EventLog) -> None:
+    def careless(row: Any, recorded: Recorded) -> Any:
+        made = THREADS.evolve(row, recorded)
+        return None if made is None else replace(made, user_id=object())
+
+    append_one(log, created("t"))
+    with (
+        copied(log, THREADS, evolve=careless) as broken,
+        pytest.raises(RebuildFailed, match=f"{broken.name} cannot take"),
+    ):
+        rebuild(log, [broken.name], projections=[broken])
+
+
+def test_what_else_follows_the_log_is_no_read_model(log: EventLog) -> None:
+    with log.reader.connection() as connection:
+        connection.execute("insert into tracking (name, version, position) values (%s, 1, 0)", (CHECKPOINTS,))
+
+    assert CHECKPOINTS not in statuses(log)
+    assert CHECKPOINTS in tracking.RESERVED
 
 
 def test_a_process_that_only_follows_later_knows_what_to_pass_over(log: EventLog) -> None:
