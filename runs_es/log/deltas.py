@@ -95,11 +95,11 @@ class Deltas:
         self._attempts.move_to_end(attempt)
         state = states.setdefault((item.run_id, name), _State())
         states.move_to_end((item.run_id, name))
-        before = state.size
-        state.renew(_Key(seq, segment, item))
-        self._grown(state.size - before)
         if len(states) > KEYS_AN_ATTEMPT:
             self._size -= states.popitem(last=False)[1].size
+        before = state.size
+        state.renew(_Key(seq, segment, item))
+        self._grown(state.size - before)  # last: it may let go of this attempt
 
     def _grown(self, size: int) -> None:
         """Account for it, and let go of what was longest without a new key while it is too much in all."""

@@ -395,6 +395,21 @@ def test_keys_stay_within_their_memory_and_end_with_their_attempt() -> None:
     assert told.deltas.size == 0
 
 
+def test_memory_is_counted_right_when_an_attempt_that_has_just_got_a_key_is_let_go_of() -> None:
+    def filled(limit: int) -> Told:
+        told = Told(limit)
+        for _ in range(2):
+            for number in range(KEYS_AN_ATTEMPT):
+                told.append(noise(30_000, number, f"values|{number}"))
+        return told
+
+    told = filled(filled(64 * MIB).deltas.size + 10_000)
+    told.append(noise(30_000, 9, "values|9"))  # one kind too many, and no memory left for it
+
+    told.acknowledge(Append("t", [FactItem("run.completed", "r", b"", raises_fence=True)], fence=1))
+    assert told.deltas.size == 0
+
+
 # --- stored by earlier versions ---
 
 
