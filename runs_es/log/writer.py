@@ -318,19 +318,26 @@ class LogWriter:
     def _settle(self, batch: Sequence[Append], answer: dict[str, Appended], *, in_doubt: bool) -> None:
         """Tell subscribers, then the requesters. What neither won nor landed before is refused."""
         won: list[tuple[Append, Appended]] = []
+        others: list[Append] = []
         for request in batch:
             if request.future.done():
                 continue
             appended = answer.get(request.thread_id)
             if appended is None:
-                assert self._connection is not None
-                appended = landed_before(self._connection, request, in_doubt=in_doubt)
+                others.append(request)
             else:
                 self._deltas.acknowledged(request, appended, self._segment)
+                won.append((request, appended))
+        # Those first: whatever happens while the others are looked up, these are in the log.
+        self._hand_out(won)
+        for request in others:
+            appended = self._look_up(request, in_doubt=in_doubt)
             if appended is None:
                 self._refuse([request], WriteConflict(f"thread {request.thread_id} changed meanwhile"))
             else:
-                won.append((request, appended))
+                self._hand_out([(request, appended)])
+
+    def _hand_out(self, won: Sequence[tuple[Append, Appended]]) -> None:
         # An earlier request's result is not this one's rows: subscribers have those from back then.
         fresh = [each for each in won if not each[1].repeated]
         if fresh:
@@ -339,6 +346,19 @@ class LogWriter:
             if request.writer is not None:
                 request.writer.settled(request, refused=False)
             request.future.set_result(appended)
+
+    def _look_up(self, request: Append, *, in_doubt: bool) -> Appended | None:
+        """As `landed_before`, over another connection when this one is lost."""
+        for attempt in range(_TRIES_ALONE):
+            try:
+                assert self._connection is not None
+                return landed_before(self._connection, request, in_doubt=in_doubt)
+            except OperationalError as error:
+                if not self._is_lost() or attempt == _TRIES_ALONE - 1:
+                    raise
+                logger.warning("the log's connection failed: %s", error)
+                self._reconnect()
+        return None
 
     def _connect(self) -> Connection[TupleRow]:
         connection = session.connect_writer(self._url, self._schema)

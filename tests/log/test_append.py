@@ -181,6 +181,21 @@ def test_a_fact_whose_acknowledgement_was_lost_is_in_the_log_once(database_url: 
         assert [fact.seq for fact in facts] == [first.last_seq]
 
 
+def test_a_connection_lost_while_one_request_is_looked_up_is_not_the_others_trouble(database_url: str) -> None:
+    with new_folder() as folder, CuttingProxy(database_url, folder) as proxy, EventLog(proxy.url) as log:
+        thread_id, _appended = born(log)
+        other, _appended = born(log)
+        first = log.append(thread_id, [note(thread_id, "one")], expected=1, idempotency_key="key").result(20)
+        proxy.arm(b"state = $1 from events_facts")  # what only the look-up says
+        with log.writer.lock:  # one batch
+            again = log.append(thread_id, [note(thread_id, "two")], expected=2, idempotency_key="key")
+            beside = log.append(other, [note(other)], expected=1)
+
+        assert refusal(beside) is None
+        assert (again.result(20).first_seq, again.result(20).repeated) == (first.first_seq, True)
+        assert proxy.cuts == 1
+
+
 def test_the_same_idempotency_key_gives_the_first_result_again(log: EventLog) -> None:
     thread_id, _appended = born(log)
     first = log.append(thread_id, [note(thread_id, "one")], expected=1, idempotency_key="key").result(10)
