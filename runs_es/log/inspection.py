@@ -164,10 +164,17 @@ class ThreadInspection:
         if entry.first < expected:
             self._found("seqs are contiguous", f"the row at {entry.seq} begins at {entry.first}, before {expected}")
         elif entry.first > expected:
-            neighbours = last is not None and (last.segment > 0 or entry.segment > 0)
-            same = last is not None and last.pages_in == entry.pages_in and entry.pages_in in self._segments
-            self._cut_or_lost(expected, entry.first - 1, lost=neighbours and same)
+            self._cut_or_lost(expected, entry.first - 1, lost=last is not None and self._must_be_there(last, entry))
             self._frames = None
+
+    def _must_be_there(self, last: Entry, entry: Entry) -> bool:
+        """Whether frames between these two belong to a segment that is kept."""
+        kept = entry.pages_in
+        if last.pages_in != kept or kept not in self._segments:
+            return False
+        pages = (last.segment > 0) + (entry.segment > 0)
+        # A fact names the segment its process knew. Until the one before was closed, another may have written to that.
+        return pages == 2 or (pages == 1 and (kept == 1 or kept - 1 in self._segments))
 
     def _cut_or_lost(self, first: int, last: int, *, lost: bool) -> None:
         """Frames are missing. Retention leaves nothing of a run in a segment, or all of it: else they are lost."""

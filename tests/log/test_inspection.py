@@ -12,7 +12,7 @@ import pytest
 from runs_es.domain import Provenance, RunCreated, RunStarted, ThreadCreated, ThreadErased, now
 from runs_es.log import inspection, segments, session
 from runs_es.log.event_log import EventLog
-from runs_es.log.inspection import LogReport, inspect_log
+from runs_es.log.inspection import Entry, LogReport, ThreadInspection, inspect_log
 from runs_es.log.retention import erase_thread
 from tests.projections.histories import random_stories
 from tests.streams.test_streams import Recording
@@ -196,3 +196,31 @@ def test_of_many_findings_the_first_are_kept_and_all_are_counted(
     damage(log, "update events set topic = 'run.invented' where topic = 'run.started'")
     report = checked(log)
     assert (len(report.findings.kept), report.findings.count) == (5, 8)
+
+
+def entry(
+    seq: int, segment: int, *, n: int = 1, revision: int | None = None, page_segment: int | None = None, facts: int = 1
+) -> Entry:
+    topic = "run.streamed" if segment else "run.started"
+    first_frame = None if revision else seq - n - facts
+    return Entry("t", seq, segment, n, "r", topic, revision, revision, first_frame, page_segment, None)
+
+
+def test_frames_that_another_process_wrote_to_a_segment_about_to_be_closed_are_cut_with_it_not_lost() -> None:
+    """A process had seen segment 2 when another still wrote to 1, which was closed and dropped since."""
+    inspected = ThreadInspection("t", frozenset({2}))
+    for each in (
+        entry(1, 0, revision=1, page_segment=1),
+        entry(2, 0, revision=2, page_segment=2),
+        entry(6, 2, n=2, facts=2),  # 3 and 4 went with segment 1
+    ):
+        inspected.feed(each)
+    assert inspected.was_cut
+    assert inspected.findings == []
+
+
+def test_frames_missing_between_pages_of_a_kept_segment_are_lost() -> None:
+    inspected = ThreadInspection("t", frozenset({2}))
+    for each in (entry(1, 0, revision=1, page_segment=2), entry(3, 2, n=2), entry(8, 2, n=2)):
+        inspected.feed(each)
+    assert [each.detail for each in inspected.findings] == ["seqs 4 to 6 are missing, and retention did not take them"]
