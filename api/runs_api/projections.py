@@ -79,8 +79,9 @@ class _Projections(Collector):
         )
         for each in self._statuses:
             labels = (each.name, str(each.version))
-            lag.add_metric(labels, each.lag_seconds)
-            behind.add_metric(labels, each.behind)
+            if each.state != "left behind":  # a version that nobody follows any more falls behind for ever
+                lag.add_metric(labels, each.lag_seconds)
+                behind.add_metric(labels, each.behind)
             led.add_metric(labels, each.is_led)
             for name in STATES:
                 state.add_metric((*labels, name), each.state == name)
