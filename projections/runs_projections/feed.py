@@ -4,7 +4,7 @@ number and in bytes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -130,20 +130,32 @@ def after(
     """The facts after `position`: over at most `limit`, no more once they come to `max_bytes`, and of these `topics`
     (None: all).
     """
+    return portion_of(position, rows_after(connection, position, limit, max_bytes, topics), topics)
+
+
+def rows_after(
+    connection: Connection[TupleRow], position: int, limit: int, max_bytes: int, topics: frozenset[str] | None
+) -> list[Row]:
+    """What `portion_of` makes the portion of."""
     known = list(codec.versions)
     wanted = known if topics is None else sorted(topics)
     bytes_ = Int8(max_bytes)
     parameters = (Texts(wanted), Texts(known), Int8(position), Int8(limit), bytes_, bytes_)
+    return connection.execute(_PORTION, parameters, binary=True).fetchall()
+
+
+def portion_of(position: int, rows: Sequence[Row], topics: frozenset[str] | None) -> Portion:
+    """The portion of these rows, which follow `position` and were read for `topics`."""
     portion = Portion(position)
-    for *fact_row, at, number in connection.execute(_PORTION, parameters, binary=True).fetchall():
+    for row in rows:
         try:
-            portion.recordeds.append(recorded(fact_row))
+            portion.recordeds.append(recorded(row[:-2]))
         except Exception as error:  # noqa: BLE001  (kept, and raised by whoever has dealt with the facts before it)
-            unreadable = Unreadable(at, fact_row[1], error)
+            unreadable = Unreadable(row[-2], row[1], error)
             if unreadable.concerns(topics):
                 portion.unreadable = unreadable
                 break
-        portion.last, portion.size = at, number
+        portion.last, portion.size = row[-2:]
     return portion
 
 

@@ -275,7 +275,15 @@ class LiveProjector:
     ) -> bool:
         recordeds = portion.recordeds
         try:
-            moved = step.advance(connection, group, position, recordeds, to=portion.last, skips=self._skips)
+            moved = step.advance(
+                connection,
+                group,
+                position,
+                recordeds,
+                to=portion.last,
+                skips=self._skips,
+                meanwhile=self._ahead.decode,
+            )
         except Exception as error:
             if _is_of_the_connection(error):
                 raise

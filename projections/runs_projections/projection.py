@@ -117,6 +117,20 @@ class Projection(Generic[R]):
         return list(dict.fromkeys(key for key in keys if key is not None))
 
 
+def changed(row: R, **changes: Any) -> R:
+    """`dataclasses.replace` for a frozen row without slots, at a tenth of the cost: nothing is checked or derived.
+
+    Raises TypeError for a field that the row does not have.
+    """
+    fields_of_row = row.__dict__
+    if not fields_of_row.keys() >= changes.keys():
+        unknown = ", ".join(sorted(changes.keys() - fields_of_row.keys()))
+        raise TypeError(f"{type(row).__name__} has no field {unknown}")
+    new = object.__new__(type(row))
+    new.__dict__.update(fields_of_row, **changes)
+    return new
+
+
 AnyProjection: TypeAlias = Projection[Any]
 AnyTable: TypeAlias = Table[Any]
 
@@ -125,7 +139,8 @@ class Fold(Generic[R]):
     """A projection over a stretch of facts, from the rows that stood before it; knows what to write afterwards."""
 
     def __init__(self, projection: Projection[R], before: Mapping[Key, R] | None = None) -> None:
-        self._projection = projection
+        self._topics = projection.topics
+        self._key, self._evolve, self._clears = projection.key, projection.evolve, projection.clears
         self._before = frozenset(before or ())
         self._threads: dict[str, dict[Key, R]] = {}
         self._changed: dict[Key, R | None] = {}
@@ -134,17 +149,20 @@ class Fold(Generic[R]):
             self._threads.setdefault(key[0], {})[key] = row
 
     def apply(self, recorded: Recorded) -> None:
-        if not self._projection.wants(recorded):
+        fact = recorded.fact
+        if self._topics is not None and fact.topic not in self._topics:
             return
-        rows = self._threads.setdefault(recorded.fact.thread_id, {})
-        scope = self._projection.clears(recorded)
+        rows = self._threads.get(fact.thread_id)
+        if rows is None:
+            rows = self._threads[fact.thread_id] = {}
+        scope = self._clears(recorded)
         if scope is not None:
             self._clear(rows, scope)
-        key = self._projection.key(recorded)
+        key = self._key(recorded)
         if key is None:
             return
         old = rows.get(key)
-        new = self._projection.evolve(old, recorded)
+        new = self._evolve(old, recorded)
         if new is old:
             return
         self._changed[key] = new

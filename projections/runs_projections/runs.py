@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -29,11 +29,11 @@ from runs_es.domain import (
 )
 from runs_es.log.reader import CONTENT_TOPICS
 from runs_es.service.views import RunSnapshot
-from runs_projections.projection import BIGINT, INT, JSON, TEXT, Column, Key, Projection, Scope, Table
+from runs_projections.projection import BIGINT, INT, JSON, TEXT, Column, Key, Projection, Scope, Table, changed
 from runs_projections.stored_text import encoded
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RunRow:
     """`metadata`, `kwargs` and `interrupts` are JSON text. `last_seq` and `position` are of the last fact applied."""
 
@@ -102,7 +102,7 @@ def evolve(row: RunRow | None, recorded: Recorded) -> RunRow | None:
     changes = _changes(fact)
     if changes is None:
         return row
-    return replace(row, updated_at=fact.occurred_at, last_seq=recorded.seq, position=recorded.position, **changes)
+    return changed(row, updated_at=fact.occurred_at, last_seq=recorded.seq, position=recorded.position, **changes)
 
 
 def _changes(fact: Fact) -> dict[str, Any] | None:

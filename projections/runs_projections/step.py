@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -23,9 +23,11 @@ def advance(
     *,
     to: int | None = None,
     skips: Skips = NO_SKIPS,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> bool:
     """Take projections that stand at `old` over these facts, to the last one's position or to `to`.
 
+    `meanwhile` is called while the database writes the rows.
     False, and nothing is changed, when one of them stands elsewhere: somebody else did it.
     """
     new = recordeds[-1].position if to is None else to
@@ -38,6 +40,7 @@ def advance(
             raise _Elsewhere
         for projection, facts, cursor in asked:
             _fold_and_write(connection, projection, cursor, facts)
+        meanwhile()
         return True
     return False
 

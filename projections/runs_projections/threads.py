@@ -5,7 +5,7 @@ Its status follows from the runs in flight and the run that ended last, so the r
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -31,13 +31,13 @@ from runs_es.domain import (
 )
 from runs_es.log.reader import CONTENT_TOPICS
 from runs_es.service.views import ThreadSnapshot
-from runs_projections.projection import BIGINT, JSON, JSONB, TEXT, TIME, Column, Key, Kind, Projection, Table
+from runs_projections.projection import BIGINT, JSON, JSONB, TEXT, TIME, Column, Key, Kind, Projection, Table, changed
 from runs_projections.stored_text import encoded, utc
 
 Active = tuple[tuple[str, int], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ThreadRow:
     """`metadata`, `interrupts` and `error` are JSON text.
 
@@ -89,7 +89,7 @@ def evolve(row: ThreadRow | None, recorded: Recorded) -> ThreadRow | None:
         return None
     changes = _changes(row, fact)
     active = changes.get("active", row.active)
-    return replace(
+    return changed(
         row,
         updated_at=fact.occurred_at,
         revision=recorded.revision,

@@ -85,6 +85,9 @@ class Codec:
         return values
 
 
+_new, _set = object.__new__, object.__setattr__
+
+
 class _Shape:
     """A kind of fact, and how to make one of fields that were checked before they were stored."""
 
@@ -97,6 +100,7 @@ class _Shape:
         self._enums = tuple(
             (name, {member.value: member for member in enums[name]}) for name in self.names if name in enums
         )
+        self._has_kind = kind is EventRecorded
         self._category = EventCategory.MESSAGE if kind is MessageRecorded else EventCategory.LIFECYCLE
 
     def trusted(self, values: dict[str, Any], thread_id: str) -> Fact | None:
@@ -108,7 +112,7 @@ class _Shape:
             return None
         for name in self._ids:
             text = values[name]
-            if not isinstance(text, str) or not text or text != text.strip():
+            if type(text) is not str or not text or text != text.strip():
                 return None
         for name, members in self._enums:
             value = values[name]
@@ -118,9 +122,9 @@ class _Shape:
                 values[name] = members[value]
         values["occurred_at"] = checked_time("occurred_at", values["occurred_at"])
         values["thread_id"] = thread_id
-        values["category"] = values["kind"] if self.kind is EventRecorded else self._category
-        fact = object.__new__(self.kind)
-        fact.__dict__.update(values)
+        values["category"] = values["kind"] if self._has_kind else self._category
+        fact = _new(self.kind)
+        _set(fact, "__dict__", values)
         return fact
 
 

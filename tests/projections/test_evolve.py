@@ -30,7 +30,7 @@ from runs_es.domain import (
 )
 from runs_projections import Table, fold
 from runs_projections.messages import MESSAGES, MessageRow
-from runs_projections.projection import INT, TEXT, Column
+from runs_projections.projection import INT, TEXT, Column, changed
 from runs_projections.runs import RUNS, RunRow
 from runs_projections.stored_text import original, searchable, storable, utc
 from runs_projections.threads import THREADS, ThreadRow
@@ -283,3 +283,16 @@ class TestTable:
 
 def _stored() -> tuple[Column, ...]:
     return RUNS.table.stored
+
+
+def test_a_changed_row_is_as_replace_makes_it_and_the_old_one_stays() -> None:
+    row = run_after(created())
+    assert row is not None
+    before = replace(row)
+
+    after = changed(row, status="error", last_seq=9)
+
+    assert after == replace(before, status="error", last_seq=9)
+    assert row == before
+    with pytest.raises(TypeError, match="RunRow has no field stauts"):
+        changed(row, stauts="error")
