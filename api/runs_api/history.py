@@ -10,6 +10,7 @@ from runs_es.domain import (
     EventRecorded,
     Fact,
     MessageRecorded,
+    MessageRemoved,
     Recorded,
     RunCancelled,
     RunCancelRequested,
@@ -77,6 +78,8 @@ def _detail(fact: Fact) -> str:
             return fact.action.value
         case MessageRecorded():
             return f"{fact.event_type}: {_text(fact.content)}"
+        case MessageRemoved():
+            return f"{fact.message_id}: {fact.reason}"
         case EventRecorded():
             return f"{fact.event_type}: {_text(fact.content)}"
         case _:

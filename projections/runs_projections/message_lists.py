@@ -1,7 +1,8 @@
 """Pages of messages from their read model, at a cost that does not grow with the thread.
 
-One entry a message id, the newest version: an older one lies beneath it and is not shown. Messages of one type come by
-an index that has the type in it; hidden ones are few, so they are passed over while reading.
+One entry a message id, the newest version: an older one lies beneath it and is not shown, nor one beneath a removal.
+Messages of one type come by an index that has the type in it; hidden ones are few, so they are passed over while
+reading.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ def _conditions(query: ListRunMessagesQuery, table: str, alias: str) -> str:
     """
     conditions = [
         f"{alias}.thread_id = %(thread)s",
+        f"not {alias}.removed",
         f"{alias}.seq >= (select max(n.seq) from {table} n"
         f" where n.thread_id = {alias}.thread_id and n.message_id = {alias}.message_id)",
     ]

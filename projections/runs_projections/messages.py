@@ -1,7 +1,8 @@
 """The read model `messages`: the newest version that each run recorded of each message.
 
 A list shows one entry a message id, the newest of all runs. The version of an earlier run is kept beneath it, so that
-deleting the run that edited a message brings back what was there before, by deleting rows and no more.
+deleting the run that edited a message brings back what was there before, by deleting rows and no more. A removal is a
+version too, without content: while it is the newest one, the message is not listed.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ from dataclasses import dataclass
 
 import orjson
 
-from runs_es.domain import MessageRecorded, Recorded, RunDeleted, ThreadDeleted, ThreadErased
+from runs_es.domain import MessageRecorded, MessageRemoved, Recorded, RunDeleted, ThreadDeleted, ThreadErased
 from runs_es.service.views import RunMessageView
-from runs_projections.projection import BIGINT, JSON, TEXT, Column, Key, Projection, Scope, Table
+from runs_projections.projection import BIGINT, BOOL, JSON, TEXT, Column, Key, Projection, Scope, Table
 from runs_projections.stored_text import encoded, utc
 
 
 @dataclass(frozen=True, slots=True)
 class MessageRow:
-    """`content` and `metadata` are JSON text; `seq` is of the newest version, `first_seq` of the run's first."""
+    """`content` and `metadata` are JSON text; `seq` is of the newest version, `first_seq` of the run's first.
+
+    Of a message that the run removed, `event_type` is empty and `content` null.
+    """
 
     thread_id: str
     run_id: str
@@ -29,6 +33,7 @@ class MessageRow:
     content: str
     metadata: str
     created_at: str
+    removed: bool = False
 
     def view(self) -> RunMessageView:
         return RunMessageView(
@@ -44,7 +49,9 @@ class MessageRow:
 
 def key(recorded: Recorded) -> Key | None:
     fact = recorded.fact
-    return (fact.thread_id, fact.run_id, fact.message_id) if isinstance(fact, MessageRecorded) else None
+    return (
+        (fact.thread_id, fact.run_id, fact.message_id) if isinstance(fact, MessageRecorded | MessageRemoved) else None
+    )
 
 
 def clears(recorded: Recorded) -> Scope | None:
@@ -59,19 +66,25 @@ def clears(recorded: Recorded) -> Scope | None:
 
 def evolve(row: MessageRow | None, recorded: Recorded) -> MessageRow | None:
     """The message as this fact tells it."""
-    fact = recorded.fact
-    if not isinstance(fact, MessageRecorded):
-        return row
+    match recorded.fact:
+        case MessageRecorded() as fact:
+            said = fact.event_type, encoded(fact.content), encoded(fact.metadata)
+        case MessageRemoved() as fact:
+            said = "", "null", "{}"
+        case _:
+            return row
+    event_type, content, metadata = said
     return MessageRow(
         thread_id=fact.thread_id,
         run_id=fact.run_id,
         message_id=fact.message_id,
         seq=recorded.seq,
         first_seq=row.first_seq if row else recorded.seq,
-        event_type=fact.event_type,
-        content=encoded(fact.content),
-        metadata=encoded(fact.metadata),
+        event_type=event_type,
+        content=content,
+        metadata=metadata,
         created_at=utc(recorded.recorded_at),
+        removed=isinstance(fact, MessageRemoved),
     )
 
 
@@ -94,10 +107,11 @@ MESSAGES = Projection(
             Column("content", JSON),
             Column("metadata", JSON),
             Column("created_at", TEXT),
+            Column("removed", BOOL),
         ),
     ),
     key=key,
     evolve=evolve,
     clears=clears,
-    topics=frozenset(kind.topic for kind in (MessageRecorded, RunDeleted, ThreadDeleted, ThreadErased)),
+    topics=frozenset(kind.topic for kind in (MessageRecorded, MessageRemoved, RunDeleted, ThreadDeleted, ThreadErased)),
 )

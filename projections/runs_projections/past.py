@@ -26,7 +26,7 @@ from runs_projections.visibility import is_listed
 R = TypeVar("R")
 
 _CHUNK = 2000  # facts at a time
-_MESSAGE_TOPICS = ("message.recorded", "run.deleted", "thread.deleted", "thread.erased")
+_MESSAGE_TOPICS = ("message.recorded", "message.removed", "run.deleted", "thread.deleted", "thread.erased")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class Past:
         """All that the run had recorded as of `seq`, whether or not another run has edited it since; whole, by seq."""
         condition = "run_id = %(run)s and topic = any(%(topics)s)"
         rows = _folded(MESSAGES, self._facts(thread_id, seq, condition, run_id, _MESSAGE_TOPICS)).values()
-        return sorted(rows, key=lambda row: row.first_seq)
+        return sorted((row for row in rows if not row.removed), key=lambda row: row.first_seq)
 
     def _whole(self, thread_id: str, rows: Sequence[MessageRow]) -> list[MessageRow]:
         """These rows with their contents."""
@@ -146,13 +146,13 @@ class Past:
 
 
 def newest_versions(rows: Iterable[MessageRow]) -> list[MessageRow]:
-    """Of each message id its newest version, in order of seq."""
+    """Of each message id its newest version, in order of seq; not of those that are removed."""
     newest: dict[str, MessageRow] = {}
     for row in rows:
         known = newest.get(row.message_id)
         if known is None or row.seq > known.seq:
             newest[row.message_id] = row
-    return sorted(newest.values(), key=lambda row: row.seq)
+    return sorted((row for row in newest.values() if not row.removed), key=lambda row: row.seq)
 
 
 def _page(rows: Iterable[MessageRow], query: ListRunMessagesQuery, hidden: set[int]) -> list[MessageRow]:

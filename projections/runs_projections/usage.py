@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runs_es.domain import MessageRecorded, Recorded
+from runs_es.domain import MessageRecorded, Recorded, RunDeleted, ThreadDeleted, ThreadErased
 from runs_projections import messages
 from runs_projections.projection import BIGINT, TEXT, Column, Projection, Table
 
@@ -101,5 +101,6 @@ USAGE = Projection(
     key=messages.key,
     evolve=evolve,
     clears=messages.clears,
-    topics=messages.MESSAGES.topics,
+    # A message that left the list has been paid for.
+    topics=frozenset(kind.topic for kind in (MessageRecorded, RunDeleted, ThreadDeleted, ThreadErased)),
 )

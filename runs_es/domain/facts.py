@@ -244,6 +244,18 @@ class MessageRecorded(RunFact):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MessageRemoved(RunFact):
+    """The run left a state without this message: it leaves the thread's list, and comes back if it is recorded again.
+
+    What was recorded of it stays in the log.
+    """
+
+    topic: ClassVar[str] = "message.removed"
+    message_id: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EventRecorded(RunFact):
     """Anything else an executor wants kept: traces, outputs, subagent steps."""
 
@@ -306,6 +318,7 @@ FACT_TYPES: tuple[type[Fact], ...] = (
     RunCancelled,
     RunDeleted,
     MessageRecorded,
+    MessageRemoved,
     EventRecorded,
     ProjectionRetried,
     ProjectionSkipped,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -16,6 +16,7 @@ from runs_es.domain import (
     LeaseLost,
     LimitExceeded,
     MessageRecorded,
+    MessageRemoved,
     Provenance,
     Run,
     WriteConflict,
@@ -26,6 +27,7 @@ from runs_es.log.event_log import EventLog
 from runs_es.log.pages import frame
 from runs_es.log.run_writer import RunWriter
 
+_REMOVED = "removed"
 _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
 
 
@@ -99,10 +101,8 @@ class Attempt:
         message_id = str(message.get("id") or "")
         content = orjson.dumps(message, option=_OPTIONS | orjson.OPT_SORT_KEYS)
         digest = hashlib.blake2b(content, digest_size=12).hexdigest()
-        if self._messages is None:
-            keys = await asyncio.to_thread(self._log.reader.message_keys, self._run.thread_id)
-            self._messages = _newest(keys)
-        versions, newest = self._messages.get(message_id, (0, ""))
+        messages = await self._known_messages()
+        versions, newest = messages.get(message_id, (0, ""))
         if digest == newest:
             return
         fact = MessageRecorded(
@@ -117,7 +117,33 @@ class Attempt:
         # The key counts versions, so that a message edited back to what it was is a new fact, and a retry is not.
         key = f"message:{message_id}:{versions + 1}:{digest}"
         self.record(self._log.item(fact, self._provenance, key))
-        self._messages[message_id] = (versions + 1, digest)
+        messages[message_id] = (versions + 1, digest)
+
+    async def retain_messages(self, message_ids: Collection[str], reason: str) -> None:
+        """Record of every other message that the thread lists that it is removed."""
+        async with self._recording:
+            messages = await self._known_messages()
+            kept = frozenset(message_ids)
+            gone = [name for name, (_, newest) in messages.items() if newest not in ("", _REMOVED) and name not in kept]
+            for message_id in gone:
+                version = messages[message_id][0] + 1
+                fact = MessageRemoved(
+                    thread_id=self._run.thread_id,
+                    run_id=self._run.run_id,
+                    occurred_at=now(),
+                    message_id=message_id,
+                    reason=reason,
+                )
+                await self._room()
+                # A version like any other, so that recording the message again is a new fact.
+                self.record(self._log.item(fact, self._provenance, f"message:{message_id}:{version}:{_REMOVED}"))
+                messages[message_id] = (version, _REMOVED)
+
+    async def _known_messages(self) -> dict[str, tuple[int, str]]:
+        if self._messages is None:
+            keys = await asyncio.to_thread(self._log.reader.message_keys, self._run.thread_id)
+            self._messages = _newest(keys)
+        return self._messages
 
     async def record_event(
         self, event_type: str, category: str, content: Any, metadata: Mapping[str, Any] | None = None
@@ -185,8 +211,9 @@ class Attempt:
 def _newest(keys: list[tuple[str, bool]]) -> dict[str, tuple[int, str]]:
     """By message id, how many versions there were and the content hash of the newest that still counts.
 
-    Keys read `message:id:version:hash`. Versions of deleted runs, and from before the thread was deleted, are counted,
-    so that no key is used again, but do not say that the message is recorded.
+    Keys read `message:id:version:hash`, with `removed` for a hash where the message was removed. Versions of deleted
+    runs, and from before the thread was deleted, are counted, so that no key is used again, but do not say that the
+    message is recorded.
     """
     messages: dict[str, tuple[int, str]] = {}
     for key, counts in keys:

@@ -6,7 +6,7 @@ somebody else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -50,6 +50,12 @@ class ActiveRun(Protocol):
 
     async def record_message(self, message: Mapping[str, Any]) -> None:
         """Record one message (`id`, `type`, `content`, …) as a fact, once an id and content in the thread."""
+
+    async def retain_messages(self, message_ids: Collection[str], reason: str) -> None:
+        """Take every message but these off the thread's list, as where a run went on from an earlier state.
+
+        Each is a fact; what was recorded of the messages stays in the log.
+        """
 
     async def record_event(
         self, event_type: str, category: str, content: Any, metadata: Mapping[str, Any] | None = None

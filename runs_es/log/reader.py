@@ -26,7 +26,7 @@ FACT_COLUMNS = (
     "thread_id, topic, state, seq, revision, position, recorded_at, actor, reason, correlation_id, causation_id"
 )
 # Topics that a fold of a run's or thread's life does not need.
-CONTENT_TOPICS = ("message.recorded", "event.recorded")
+CONTENT_TOPICS = ("message.recorded", "message.removed", "event.recorded")
 
 
 READ_BYTES = 256 * 1024
@@ -362,8 +362,8 @@ class LogReader:
         return (row[0] if row else None) or 0
 
     def message_keys(self, thread_id: str) -> list[tuple[str, bool]]:
-        """The idempotency keys of the thread's messages, in order, and whether each still counts: not of a deleted
-        run, nor from before the thread was deleted.
+        """The idempotency keys of what was recorded and removed of the thread's messages, in order, and whether each
+        still counts: not of a deleted run, nor from before the thread was deleted.
         """
         with self.connection() as connection:
             return connection.execute(
@@ -371,7 +371,7 @@ class LogReader:
                 "   and topic in ('thread.deleted', 'thread.erased', 'run.deleted'))"
                 " select m.idem_key, not exists (select from gone g where (g.topic = 'run.deleted' and"
                 "   g.run_id = m.run_id) or (g.topic <> 'run.deleted' and g.seq > m.seq))"
-                " from events_facts m where m.thread_id = %(t)s and m.topic = 'message.recorded'"
+                " from events_facts m where m.thread_id = %(t)s and m.topic in ('message.recorded', 'message.removed')"
                 " and m.idem_key is not null order by m.seq",
                 {"t": thread_id},
             ).fetchall()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 from uuid import uuid4
 
@@ -37,6 +37,7 @@ class RecordedRun:
         self.fence = fence
         self.frames: list[tuple[str, Any]] = []
         self.messages: list[dict[str, Any]] = []
+        self.retained: list[str] | None = None
         self.log: list[str] = []
         self.before_publish = before_publish
 
@@ -58,6 +59,10 @@ class RecordedRun:
     async def record_message(self, message: Mapping[str, Any]) -> None:
         self.messages.append(orjson.loads(orjson.dumps(message)))
         self.log.append("message")
+
+    async def retain_messages(self, message_ids: Collection[str], reason: str) -> None:
+        assert reason
+        self.retained = list(message_ids)
 
     async def record_event(
         self, event_type: str, category: str, content: Any, metadata: Mapping[str, Any] | None = None

@@ -165,6 +165,34 @@ async def test_messages_of_subgraphs_are_recorded_from_the_root_alone(executor: 
     assert run.log[-2:] == ["message", "values"]
 
 
+async def test_what_is_retained_at_the_end_are_the_messages_of_the_state_under_the_ids_they_were_recorded_with() -> (
+    None
+):
+    class Plain(TypedDict):
+        messages: list[Any]
+
+    async def answer(state: Plain) -> Plain:
+        return {"messages": [*state["messages"][1:], {"type": "ai", "content": "b"}, AIMessage("c", id="c")]}
+
+    graph = StateGraph(Plain).add_node("answer", answer).add_edge(START, "answer").add_edge("answer", END).compile()
+    given = [{"type": "human", "content": "gone", "id": "gone"}, {"type": "human", "content": "a"}]
+    run = RecordedRun({"input": {"messages": given}})
+    await executor_of(graph).execute(run)
+
+    by_content = {message["content"]: message["id"] for message in run.messages}
+    assert by_content.keys() == {"gone", "a", "b", "c"}
+    assert run.retained == [by_content["a"], by_content["b"], "c"]
+
+
+async def test_a_state_without_messages_says_nothing_of_which_are_retained() -> None:
+    async def step(state: dict[str, Any]) -> dict[str, Any]:
+        return {"steps": ["step"]}
+
+    run = RecordedRun({"input": {"steps": []}})
+    await executor_of(one_node(step)).execute(run)
+    assert run.retained is None
+
+
 def test_a_large_state_is_not_looked_at_again_when_nothing_changed() -> None:
     class Unread(HumanMessage):
         def model_dump(self, **kwargs: Any) -> dict[str, Any]:

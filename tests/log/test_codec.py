@@ -19,6 +19,7 @@ from runs_es.domain import (
     EventRecorded,
     Fact,
     MessageRecorded,
+    MessageRemoved,
     MultitaskStrategy,
     ProjectionRetried,
     ProjectionSkipped,
@@ -83,6 +84,7 @@ EXPECTED: dict[tuple[str, int], Fact] = {
         content={"type": "ai", "content": "é𝄞\x00", "id": "m"},
         metadata={"step": 1},
     ),
+    ("message.removed", 1): MessageRemoved(**OF_RUN, message_id="m", reason="not in the state that the run left"),
     ("event.recorded", 1): EventRecorded(
         **OF_RUN, event_type="tool", kind=EventCategory.OUTPUTS, content=[1, 2.5, None], metadata={}
     ),

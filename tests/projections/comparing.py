@@ -7,6 +7,7 @@ from typing import Any
 from runs_es.domain import Recorded, Thread
 from runs_es.log.event_log import EventLog
 from runs_projections import PROJECTIONS, fold, store, tracking
+from runs_projections.past import newest_versions
 from runs_projections.projection import AnyProjection, Key
 from tests.projections.histories import Teller
 
@@ -51,6 +52,11 @@ def assert_tells_the_story(rows: Rows, tellers: list[Teller]) -> None:
             assert runs[run_id].snapshot().interrupts == run.interrupts
             assert (runs[run_id].error, runs[run_id].error_type) == (run.error, run.error_type)
             assert (runs[run_id].created_at, runs[run_id].updated_at) == (run.created_at, run.updated_at)
+        newest = {message_id: kind for message_id, _, kind in teller.said}
+        listed = newest_versions(row for row in rows["messages"].values() if row.thread_id == thread_id)
+        assert {row.message_id: row.event_type for row in listed} == {
+            message_id: kind for message_id, kind in newest.items() if kind is not None
+        }
         assert_tells_of_thread(rows["threads"].get((thread_id,)), teller.thread)
 
 

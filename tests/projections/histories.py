@@ -11,6 +11,7 @@ from runs_es.domain import (
     EventRecorded,
     Fact,
     MessageRecorded,
+    MessageRemoved,
     Run,
     RunStatus,
     Thread,
@@ -57,6 +58,7 @@ class Teller:
         self.thread = Thread(thread_id)
         self.facts: list[Fact] = []
         self.runs: dict[str, Run] = {}  # those that are there
+        self.said: list[tuple[str, str, str | None]] = []  # message, run, type or None where it was removed
         self._choose = choose
         self._number = 0
         self._messages: list[str] = []
@@ -118,6 +120,8 @@ class Teller:
         yield lambda: self._say(run)
         yield lambda: self._say(run)
         yield lambda: self._note(run)
+        if self._messages:
+            yield lambda: self._unsay(run)
 
     def _say(self, run: Run) -> None:
         self._messages.append(f"m{len(self._messages)}")
@@ -130,6 +134,17 @@ class Teller:
                 event_type=self._choose(("human", "ai", "nul\x00")),
                 content=self._choose(SPOKEN),
                 metadata=self._choose(METADATA),
+            )
+        )
+
+    def _unsay(self, run: Run) -> None:
+        self._record(
+            MessageRemoved(
+                thread_id=run.thread_id,
+                run_id=run.run_id,
+                occurred_at=now(),
+                message_id=self._choose(self._messages[-3:]),
+                reason=self._choose(TEXTS),
             )
         )
 
@@ -152,13 +167,18 @@ class Teller:
             self._follow(fact)
 
     def _follow(self, fact: Fact) -> None:
-        """The runs that a reader would find."""
+        """The runs and messages that a reader would find."""
+        if isinstance(fact, MessageRecorded | MessageRemoved):
+            said_as = fact.event_type if isinstance(fact, MessageRecorded) else None
+            self.said.append((fact.message_id, fact.run_id, said_as))
         if fact.topic in ("thread.deleted", "thread.erased"):
             self.runs.clear()
+            self.said.clear()
         elif fact.topic == "run.created":
             self.runs[fact.run_id] = Run(fact)  # type: ignore[attr-defined,arg-type]
         elif fact.topic == "run.deleted":
             self.runs.pop(fact.run_id, None)  # type: ignore[attr-defined]
+            self.said = [each for each in self.said if each[1] != fact.run_id]  # type: ignore[attr-defined]
         elif not fact.topic.startswith("thread."):
             self.runs[fact.run_id].apply(fact)  # type: ignore[attr-defined]
 

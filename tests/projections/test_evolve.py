@@ -12,6 +12,7 @@ from runs_es.domain import (
     EventRecorded,
     Fact,
     MessageRecorded,
+    MessageRemoved,
     Recorded,
     RunCancelled,
     RunCancelRequested,
@@ -34,6 +35,7 @@ from runs_projections.projection import INT, TEXT, Column, changed
 from runs_projections.runs import RUNS, RunRow
 from runs_projections.stored_text import original, searchable, storable, utc
 from runs_projections.threads import THREADS, ThreadRow
+from runs_projections.usage import USAGE
 
 AT = "2026-05-06T07:08:09.000001+00:00"
 CREATED = ThreadCreated(thread_id="t", occurred_at=AT, metadata={"a": 1}, user_id="ann")
@@ -166,6 +168,23 @@ class TestMessages:
         (row,) = messages_after(said("m", 1), gone, CREATED, said("m", 2))
 
         assert (row.first_seq, row.content) == (40, "2")
+
+    def test_a_removal_is_the_newest_version_until_the_message_is_recorded_again_or_its_run_deleted(self) -> None:
+        removed = run_fact(MessageRemoved, run_id="r2", message_id="m", reason="why")
+        before, gone = messages_after(said("m", 1, run_id="r1"), removed)
+        assert (before.removed, before.content) == (False, "1")
+        assert (gone.removed, gone.run_id, gone.seq, gone.content, gone.event_type) == (True, "r2", 20, "null", "")
+
+        _, again = messages_after(said("m", 1, run_id="r1"), removed, said("m", 2, run_id="r2"))
+        assert (again.removed, again.first_seq, again.content) == (False, 20, "2")
+        assert messages_after(said("m", 1, run_id="r1"), removed, run_fact(RunDeleted, run_id="r2")) == [before]
+
+    def test_a_removed_message_has_been_paid_for(self) -> None:
+        spoken = said("m", {"usage_metadata": {"input_tokens": 3}})
+        facts = logged(spoken, run_fact(MessageRemoved, message_id="m"))
+
+        (row,) = fold(USAGE, facts).values()
+        assert row.input_tokens == 3
 
 
 class TestThreads:

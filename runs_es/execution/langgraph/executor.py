@@ -53,10 +53,13 @@ class LangGraphExecutor:
             if (head.metadata or {}).get("run_id") == request.run_id:
                 if await _stands_at_breakpoint(graph, request, head):
                     await frames.send_pause(head)
+                    await frames.retain(head)
                     return _outcome(head)
                 request = request.continued()
         await _stream(graph, request, frames)
-        return _outcome(await graph.aget_state(request.thread_config))
+        head = await graph.aget_state(request.thread_config)
+        await frames.retain(head)
+        return _outcome(head)
 
 
 async def _stream(graph: Graph, request: GraphRequest, frames: _Frames) -> None:
@@ -102,6 +105,14 @@ class _Frames:
         if "updates" in self._wanted:
             await self.send((), "updates", {"__interrupt__": []})
         await self._send_values((), head.values)
+
+    async def retain(self, head: StateSnapshot) -> None:
+        """Messages that the thread lists and its state no longer holds leave the list: those of turns that a run from
+        an earlier checkpoint did anew, and those that the graph removed.
+        """
+        held = self._new.ids(head.values)
+        if held is not None:
+            await self._run.retain_messages(held, "not in the state that the run left")
 
     async def _send_values(self, namespace: Namespace, state: Any) -> None:
         """Messages first: who reads a message in this frame finds it recorded."""

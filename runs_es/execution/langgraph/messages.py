@@ -58,6 +58,17 @@ class NewMessages:
             if (seen is message or seen != message) and (known := _as_dict(message)) is not None:
                 yield {**known, "id": known.get("id") or self._id_of(index, known)}
 
+    def ids(self, state: Any) -> list[str] | None:
+        """The ids, as `of` gives them, of all messages of a state; None for a state without a list of messages."""
+        messages = state.get("messages") if isinstance(state, Mapping) else None
+        if not isinstance(messages, list):
+            return None
+        ids = [str(_field(message, "id") or "") for message in messages]
+        for index, message in enumerate(messages):
+            if not ids[index] and (known := _as_dict(message)) is not None:
+                ids[index] = known.get("id") or self._id_of(index, known)
+        return ids
+
     def _id_of(self, index: int, message: Mapping[str, Any]) -> str:
         """The same for the same message at the same place of the thread, whichever run or attempt shows it."""
         words = (self._thread_id, str(index), str(message.get("type")), encode(message.get("content")).decode())
