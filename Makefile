@@ -52,7 +52,7 @@ $(VENV)/.bench: $(STAMP)
 	@touch $@
 
 faults: install ## The long fault suite: kills, cuts, stalls, a full disk, seeded (SEED=100)
-	@FAULTS_SEED=$(SEED) $(BIN)/python -m pytest -m faults tests/acceptance
+	@FAULTS_SEED=$(SEED) $(BIN)/python -m pytest -m faults tests/acceptance tests/projections
 
 wheel: install ## Build through the sdist, install into an empty environment, start the server from there
 	@$(BIN)/python -m tests.wheel

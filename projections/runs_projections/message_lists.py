@@ -1,13 +1,11 @@
 """Pages of messages from their read model, at a cost that does not grow with the thread.
 
 One entry a message id, the newest version: an older one lies beneath it and is not shown, nor one beneath a removal.
-Messages of one type come by an index that has the type in it; hidden ones are few, so they are passed over while
-reading.
+Messages of one type come by an index that has the type in it, hidden ones by one of their own.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from runs_es.service.commands import ListRunMessagesQuery
@@ -15,33 +13,10 @@ from runs_es.service.views import RunMessageView
 from runs_projections.freshness import Listed, TrackedTable
 from runs_projections.messages import MessageRow
 from runs_projections.stored_text import storable
-from runs_projections.visibility import is_listed
-
-_MOST = 2000  # rows at a time, where some are passed over
 
 
 def list_messages(table: TrackedTable[MessageRow], query: ListRunMessagesQuery, needed: int) -> Listed[RunMessageView]:
     """The page that `query` asks for; `needed` is the position that makes it current."""
-    if query.visibility == "all":
-        return _page(table, query, needed)
-    found: list[RunMessageView] = []
-    rest = query
-    while True:
-        page = _page(table, rest, needed)
-        listed = [message for message in page if is_listed(message, query.visibility)]
-        found = found + listed if query.after_seq is not None else listed + found
-        if len(found) >= query.limit or len(page) < rest.limit:
-            chosen = found[: query.limit] if query.after_seq is not None else found[max(len(found) - query.limit, 0) :]
-            return Listed(chosen, current=page.current, position=page.position)
-        # The further it goes without enough of them, the larger the steps.
-        limit = min(rest.limit * 4, _MOST)
-        if query.after_seq is not None:
-            rest = replace(rest, after_seq=page[-1].seq, limit=limit)
-        else:
-            rest = replace(rest, before_seq=page[0].seq, limit=limit)
-
-
-def _page(table: TrackedTable[MessageRow], query: ListRunMessagesQuery, needed: int) -> Listed[RunMessageView]:
     source, order, parameters = messages_source(query, table.projection.table.name)
     rows = table.listed(needed, source, order, query.limit, 0, parameters)
     views = [row.view() for row in rows]
@@ -80,6 +55,8 @@ def _conditions(query: ListRunMessagesQuery, table: str, alias: str) -> str:
         f"{alias}.seq >= (select max(n.seq) from {table} n"
         f" where n.thread_id = {alias}.thread_id and n.message_id = {alias}.message_id)",
     ]
+    if query.visibility != "all":
+        conditions.append(f"{'' if query.visibility == 'hidden' else 'not '}{alias}.hidden")
     if query.run_id is not None:
         conditions.append(f"{alias}.run_id = %(run)s")
     if query.after_seq is not None:

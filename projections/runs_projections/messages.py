@@ -15,6 +15,7 @@ from runs_es.domain import MessageRecorded, MessageRemoved, Recorded, RunDeleted
 from runs_es.service.views import RunMessageView
 from runs_projections.projection import BIGINT, BOOL, JSON, TEXT, Column, Key, Projection, Scope, Table
 from runs_projections.stored_text import encoded, utc
+from runs_projections.visibility import is_listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,13 @@ class MessageRow:
             metadata=orjson.loads(self.metadata),
             created_at=self.created_at,
         )
+
+
+def _is_hidden(row: MessageRow) -> bool:
+    # Most messages have neither word in them, and reading their JSON takes longer than looking.
+    if '"hidden"' not in row.metadata and '"hide_from_ui"' not in row.content:
+        return False
+    return is_listed(row.view(), "hidden")
 
 
 def key(recorded: Recorded) -> Key | None:
@@ -108,6 +116,7 @@ MESSAGES = Projection(
             Column("metadata", JSON),
             Column("created_at", TEXT),
             Column("removed", BOOL),
+            Column("hidden", BOOL, _is_hidden),
         ),
     ),
     key=key,

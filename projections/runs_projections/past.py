@@ -96,13 +96,13 @@ class Past:
 
     def messages(self, query: ListRunMessagesQuery, seq: int) -> list[RunMessageView]:
         """The page of messages that `query` had as of `seq`, as `ProjectedEvents.list_messages_by_run` lists them."""
-        folding: Fold[MessageRow] = Fold(MESSAGES)
+        folding: Fold[MessageRow] = Fold(_BARE)
         hidden: set[int] = set()
         for each in self._facts(query.thread_id, seq, "topic = any(%(topics)s)", None, _MESSAGE_TOPICS):
             # Contents are read again for the page alone: those of a long thread need not fit into memory.
             if isinstance(each.fact, MessageRecorded) and not is_listed(each.fact, "shown"):
                 hidden.add(each.seq)
-            folding.apply(_without_content(each))
+            folding.apply(each)
         page = _page(newest_versions(folding.rows.values()), query, hidden)
         return [row.view() for row in self._whole(query.thread_id, page)]
 
@@ -172,10 +172,12 @@ def _page(rows: Iterable[MessageRow], query: ListRunMessagesQuery, hidden: set[i
     return found[: query.limit] if query.after_seq is not None else found[-query.limit :]
 
 
-def _without_content(each: Recorded) -> Recorded:
-    if not isinstance(each.fact, MessageRecorded):
-        return each
-    return replace(each, fact=replace(each.fact, content=None, metadata={}))
+def _without_content(row: MessageRow | None, each: Recorded) -> MessageRow | None:
+    new = MESSAGES.evolve(row, each)
+    return None if new is None else replace(new, content="null", metadata="{}")
+
+
+_BARE = replace(MESSAGES, evolve=_without_content)
 
 
 def _folded(projection: Projection[R], facts: Iterable[Recorded]) -> dict[tuple[str, ...], R]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -19,6 +20,7 @@ from tests.benchmarks.figures import percentile, show
 
 SHORT, LONG = 1_000, 100_000
 RUNS = 1_000
+HIDDEN = 2  # messages of each thread
 ROUNDS = 200
 _PIECE = 1_000  # facts an append
 _WORDS = "a message of an agent, with a few words in it as they have; "
@@ -58,7 +60,8 @@ def _begun(of_run: dict[str, Any]) -> list[Fact]:
 
 def _said(of_run: dict[str, Any], number: int, kind: str, version: int) -> Fact:
     name = f"message-{number}"
-    content = {"id": name, "type": kind, "content": _WORDS * 5, "version": version, "additional_kwargs": {}}
+    marks = {"hide_from_ui": True} if number in (2, 3) else {}
+    content = {"id": name, "type": kind, "content": _WORDS * 5, "version": version, "additional_kwargs": marks}
     return MessageRecorded(**of_run, message_id=name, event_type=kind, content=content)
 
 
@@ -92,6 +95,7 @@ def measure(database_url: str) -> None:
         while "x-runs-stale" in client.get("/runs").headers:
             time.sleep(0.2)
         _messages(client, short, long)
+        _growing(client, short, long)
         _runs(client, busy)
 
 
@@ -127,6 +131,24 @@ def _messages(client: httpx.Client, short: str, long: str) -> None:
         ["", f"p50 of {SHORT:,}", f"p50 of {LONG:,}", "ratio", f"p99 of {LONG:,}"],
         rows,
     )
+
+
+def _growing(client: httpx.Client, short: str, long: str) -> None:
+    """What may look at the whole thread."""
+    asked: list[tuple[str, str, int, Callable[[int], dict[str, Any]]]] = [
+        ("the latest as of the middle", "/messages", 50, lambda messages: {"as_of": messages // 2}),
+        ("versions of one message", "/messages/message-10/versions", 2, lambda _: {}),
+        ("all hidden ones, two of them", "/messages", HIDDEN, lambda _: {"visibility": "hidden"}),
+    ]
+    rows = []
+    for name, path, entries, params_of in asked:
+        medians = []
+        for thread, messages in ((short, SHORT), (long, LONG)):
+            params = params_of(messages)
+            times = [timed(client, f"/threads/{thread}{path}", entries, **params) for _ in range(7)][2:]
+            medians.append(percentile(times, 0.5))
+        rows.append([name, *(f"{median:.1f}" for median in medians)])
+    show("GET /threads/…, ms, p50 of 5", ["", f"of {SHORT:,}", f"of {LONG:,}"], rows)
 
 
 def _runs(client: httpx.Client, thread: str) -> None:

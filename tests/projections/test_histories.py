@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -29,14 +30,7 @@ class Names:
         return f"thread-{self.used}"
 
 
-@pytest.fixture
-def names() -> Names:
-    return Names()
-
-
-@given(data=st.data())
-@settings(
-    max_examples=20,
+EXAMPLES = settings(
     deadline=None,
     derandomize=True,
     suppress_health_check=[
@@ -46,55 +40,65 @@ def names() -> Names:
         HealthCheck.large_base_example,
     ],
 )
+# How many, always and in the long run.
+NUMBERS = pytest.mark.parametrize(
+    "examples", [6, pytest.param(100, marks=[pytest.mark.faults, pytest.mark.timeout(600)])]
+)
+
+
+@NUMBERS
 def test_live_rebuilt_and_folded_read_models_are_the_same(
-    log: EventLog, projector: LiveProjector, names: Names, data: st.DataObject
+    log: EventLog, projector: LiveProjector, examples: int
 ) -> None:
-    def choose(options):  # type: ignore[no-untyped-def]
+    names = Names()
+
+    @given(data=st.data())
+    @settings(EXAMPLES, max_examples=examples)
+    def check(data: st.DataObject) -> None:
+        tellers = drawn_stories(data, names, 30)
+        position = append(log, tellers, random.Random(data.draw(st.integers(0, 9))))
+
+        assert projector.wait_for(position, 30)
+        live = stored(log)
+        assert live == folded(log)
+        assert_tells_the_story(live, tellers)
+        assert projector.failures == {}
+
+    check()
+
+
+@NUMBERS
+def test_at_every_prefix_live_rebuilt_and_folded_are_the_same(log: EventLog, examples: int) -> None:
+    names = Names()
+
+    @given(data=st.data())
+    @settings(EXAMPLES, max_examples=examples // 2)
+    def check(data: st.DataObject) -> None:
+        before = all_facts(log)
+        append(log, drawn_stories(data, names, 25), random.Random(data.draw(st.integers(0, 9))))
+        facts = all_facts(log)
+        with tracking.connect(log.url, log.schema, "test") as connection:
+            tracking.ensure(connection, log.schema, PROJECTIONS)
+            position = before[-1].position if before else 0
+            while (done := sum(fact.position <= position for fact in facts)) < len(facts):
+                portion = facts[done : done + data.draw(st.integers(1, 4))]
+                assert step.advance(connection, PROJECTIONS, position, portion)
+                position = portion[-1].position
+
+                in_memory = {each.name: fold(each, facts[: done + len(portion)]) for each in PROJECTIONS}
+                assert stored(log) == in_memory
+                assert {each.name: filled(connection, each, position) for each in PROJECTIONS} == in_memory
+
+    check()
+
+
+def drawn_stories(data: st.DataObject, names: Names, most_steps: int) -> list[Teller]:
+    def choose(options: Sequence[Any]) -> Any:
         return options[data.draw(st.integers(0, len(options) - 1))]
 
     tellers = [Teller(names.fresh(), choose) for _ in range(data.draw(st.integers(1, 3)))]
-    tell_all(tellers, data.draw(st.integers(1, 30)), choose)
-    position = append(log, tellers, random.Random(data.draw(st.integers(0, 9))))
-
-    assert projector.wait_for(position, 30)
-    live = stored(log)
-    assert live == folded(log)
-    assert_tells_the_story(live, tellers)
-    assert projector.failures == {}
-
-
-@given(data=st.data())
-@settings(
-    max_examples=8,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[
-        HealthCheck.function_scoped_fixture,
-        HealthCheck.too_slow,
-        HealthCheck.data_too_large,
-        HealthCheck.large_base_example,
-    ],
-)
-def test_at_every_prefix_live_rebuilt_and_folded_are_the_same(log: EventLog, names: Names, data: st.DataObject) -> None:
-    def choose(options):  # type: ignore[no-untyped-def]
-        return options[data.draw(st.integers(0, len(options) - 1))]
-
-    before = all_facts(log)
-    tellers = [Teller(names.fresh(), choose) for _ in range(data.draw(st.integers(1, 3)))]
-    tell_all(tellers, data.draw(st.integers(1, 25)), choose)
-    append(log, tellers, random.Random(data.draw(st.integers(0, 9))))
-    facts = all_facts(log)
-    with tracking.connect(log.url, log.schema, "test") as connection:
-        tracking.ensure(connection, log.schema, PROJECTIONS)
-        position = before[-1].position if before else 0
-        while (done := sum(fact.position <= position for fact in facts)) < len(facts):
-            portion = facts[done : done + data.draw(st.integers(1, 4))]
-            assert step.advance(connection, PROJECTIONS, position, portion)
-            position = portion[-1].position
-
-            in_memory = {each.name: fold(each, facts[: done + len(portion)]) for each in PROJECTIONS}
-            assert stored(log) == in_memory
-            assert {each.name: filled(connection, each, position) for each in PROJECTIONS} == in_memory
+    tell_all(tellers, data.draw(st.integers(1, most_steps)), choose)
+    return tellers
 
 
 def filled(connection: Connection[TupleRow], projection: AnyProjection, position: int) -> dict[Key, Any]:

@@ -63,6 +63,8 @@ def test_the_newest_runs_of_a_thread(filled: EventLog) -> None:
         (ListRunMessagesQuery(thread_id="t7", after_seq=100), "messages_thread"),
         (ListRunMessagesQuery(thread_id="t7", before_seq=15000), "messages_thread"),
         (ListRunMessagesQuery(thread_id="t7", run_id="r7"), "messages_run"),
+        (ListRunMessagesQuery(thread_id="t7", visibility="shown"), "messages_thread"),
+        (ListRunMessagesQuery(thread_id="t7", visibility="hidden"), "messages_hidden"),
     ],
 )
 def test_messages_are_found_in_order_and_their_newest_version_by_key(
