@@ -42,7 +42,7 @@ EXAMPLES = settings(
 )
 # How many, always and in the long run.
 NUMBERS = pytest.mark.parametrize(
-    "examples", [6, pytest.param(100, marks=[pytest.mark.faults, pytest.mark.timeout(600)])]
+    "examples", [6, pytest.param(40, marks=[pytest.mark.faults, pytest.mark.timeout(600)])]
 )
 
 
@@ -74,12 +74,12 @@ def test_at_every_prefix_live_rebuilt_and_folded_are_the_same(log: EventLog, exa
     @given(data=st.data())
     @settings(EXAMPLES, max_examples=examples // 2)
     def check(data: st.DataObject) -> None:
-        before = all_facts(log)
         append(log, drawn_stories(data, names, 25), random.Random(data.draw(st.integers(0, 9))))
         facts = all_facts(log)
         with tracking.connect(log.url, log.schema, "test") as connection:
             tracking.ensure(connection, log.schema, PROJECTIONS)
-            position = before[-1].position if before else 0
+            # Not behind the facts of the examples before: one that drew too much was given up half-way.
+            position = tracking.positions(connection, PROJECTIONS)["runs"]
             while (done := sum(fact.position <= position for fact in facts)) < len(facts):
                 portion = facts[done : done + data.draw(st.integers(1, 4))]
                 assert step.advance(connection, PROJECTIONS, position, portion)
