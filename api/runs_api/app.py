@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from runs_api import (
     assistants,
+    cancellation,
     diffs,
     events,
     history_page,
@@ -85,6 +86,7 @@ def create_app(store: Store, settings: Settings) -> FastAPI:
         threads,
         runs,
         run_lists,
+        cancellation,
         stateless,
         diffs,
         history_page,

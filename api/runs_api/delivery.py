@@ -109,6 +109,11 @@ class Delivery:
             raise
         return self._result(found.thread_id, found.run_id, seat, location, content_location, cancels)
 
+    def cancelled_result(self, thread_id: str, run_id: str, location: str, content_location: str) -> Response:
+        """Answer with the result of a run that the caller has just cancelled: it, or its thread, may be gone by now."""
+        seat = self._edge.joins.admit(self._caller.user_id)
+        return self._result(thread_id, run_id, seat, location, content_location, cancels=False)
+
     def _join(self, run_id: str, thread_id: str | None, last_event_id: str | None) -> JoinRunStreamCommand:
         return JoinRunStreamCommand(
             run_id=run_id,

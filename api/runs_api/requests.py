@@ -117,6 +117,14 @@ CheckpointIdPath = Annotated[CheckpointIdText, Path()]
 # Not the enums themselves: they spell each member twice, and an error message would too.
 RunStatusText = Literal["pending", "running", "success", "error", "timeout", "interrupted"]
 CancelActionText = Literal["interrupt", "rollback"]
+CancelActionQuery = Annotated[
+    CancelActionText, Query(description="whether what the runs did to the thread's state stays, or is taken back")
+]
+CancelReason = Annotated[str | None, Query(max_length=1000, description="recorded in the log")]
+NOTHING_TO_CANCEL = (
+    "No matching runs to cancel. Please verify the thread ID and run IDs are correct,"
+    " and the runs haven't been deleted or completed."
+)
 Names = Annotated[list[str], BeforeValidator(_listed)]
 Limit = Annotated[int, Field(ge=1, le=1000)]
 Offset = Annotated[int, Field(ge=0, le=MAX_SEQ)]
@@ -271,7 +279,9 @@ class RunBody(_Body):
     stream_resumable: bool = Field(False, description="every stream can be resumed, with or without")
     feedback_keys: NotOffered = None
     multitask_strategy: Literal["enqueue", "reject", "interrupt", "rollback"] = Field(
-        "enqueue", description="what happens when the thread is busy; interrupt and rollback are not offered yet"
+        "enqueue",
+        description="what happens when the thread is busy: wait in line; refuse (409); cancel all runs of the thread "
+        "that have not ended, and begin then; the same, and take back what they did",
     )
     if_not_exists: Literal["create", "reject"] = "reject"
     after_seconds: float = Field(0, ge=0, le=MAX_AFTER_SECONDS, allow_inf_nan=False)
@@ -281,10 +291,19 @@ class RunBody(_Body):
         "continue", description="what becomes of the run when the connection that created it goes away"
     )
 
+
+class CancelRunsBody(_Body):
+    """Runs of a thread, or all that have a status: one or the other."""
+
+    thread_id: ThreadIdText | None = None
+    run_ids: Annotated[list[RunIdText], Field(min_length=1, max_length=1000)] | None = None
+    status: Literal["pending", "running", "all"] | None = None
+
     @model_validator(mode="after")
-    def _offered(self) -> RunBody:
-        if self.multitask_strategy in ("interrupt", "rollback"):
-            raise plain(f"multitask_strategy: {self.multitask_strategy} is not offered yet; use enqueue or reject")
+    def _one_or_the_other(self) -> CancelRunsBody:
+        named = (self.thread_id is not None, self.run_ids is not None)
+        if named != ((False, False) if self.status is not None else (True, True)):
+            raise plain("Name either thread_id and run_ids, or status")
         return self
 
 

@@ -14,7 +14,9 @@ from runs_api.delivery import Delivery
 from runs_api.edge import EdgeOf
 from runs_api.errors import ApiError
 from runs_api.requests import (
-    CancelActionText,
+    NOTHING_TO_CANCEL,
+    CancelActionQuery,
+    CancelReason,
     JsonRoute,
     LastEventId,
     Limit,
@@ -33,10 +35,6 @@ from runs_es.service.commands import CancelRunCommand, GetRunQuery, ListRunsQuer
 
 router = APIRouter(prefix="/threads/{thread_id}/runs", tags=["Runs"], route_class=JsonRoute, responses=ERRORS)
 
-NOTHING_TO_CANCEL = (
-    "No matching runs to cancel. Please verify the thread ID and run IDs are correct,"
-    " and the runs haven't been deleted or completed."
-)
 CancelOnDisconnect = Annotated[bool, Query(description="cancel the run when this connection goes away")]
 
 
@@ -143,9 +141,10 @@ async def cancel_run(
     edge: EdgeOf,
     caller: CallerOf,
     wait: Annotated[bool, Query(description="answer with the result, once the run has ended")] = False,
-    action: Annotated[CancelActionText, Query(description="rollback is not offered yet")] = "interrupt",
-    reason: Annotated[str | None, Query(max_length=1000, description="recorded in the log")] = None,
+    action: CancelActionQuery = "interrupt",
+    reason: CancelReason = None,
 ) -> Response:
+    """A run that is rolled back leaves every list, and the thread's state is the one before it."""
     command = CancelRunCommand(
         run_id=run_id,
         thread_id=thread_id,
@@ -160,7 +159,4 @@ async def cancel_run(
     if not wait:
         return Response(status_code=202)
     base = place(thread_id, run_id)
-    # Without the thread: that may have been the run's own, and have gone with it.
-    return await Delivery(edge, caller).joined_result(
-        run_id, None, cancels=False, location=f"{base}/join", content_location=base
-    )
+    return Delivery(edge, caller).cancelled_result(thread_id, run_id, f"{base}/join", base)

@@ -116,6 +116,13 @@ class TrackedTable(Generic[R]):
             f" from {table.name} t {source} order by {order} {window}) r on true order by r.place"
         )
 
+    def is_current(self, needed: int) -> bool:
+        """Whether it has come to position `needed`, once it has been waited for."""
+        _, _, current = self._when_current(
+            needed, lambda: self._execute(f"select position, null from {_POSITION}", {})[0]
+        )
+        return current
+
     def counted(self, needed: int, source: str, parameters: Mapping[str, Any]) -> Counted:
         """How many rows `source` has."""
         statement = (

@@ -19,6 +19,7 @@ from runs_es.domain import (
     RunFact,
     RunId,
     RunNotFound,
+    StoreUnavailable,
     Thread,
     ThreadCreated,
     ThreadNotFound,
@@ -115,6 +116,21 @@ class ProjectedRuns:
             rows = connection.execute(
                 "select distinct thread_id from runs where status in ('pending', 'running')"
                 " and (due_at is null or due_at::timestamptz <= now()) order by thread_id"
+            ).fetchall()
+        return [thread_id for (thread_id,) in rows]
+
+    def unfinished_threads(self, user_id: str | None = None) -> list[str]:
+        """Threads with a run that has not ended, delayed ones too, of runs that the user may see.
+
+        Raises StoreUnavailable when the read model does not catch up in time: nobody is to believe that these are all.
+        """
+        if not self._table.is_current(self._reader.last_position()):
+            raise StoreUnavailable("the list of runs lags behind the log; try again")
+        with self._reader.connection() as connection:
+            rows = connection.execute(
+                "select distinct thread_id from runs where status in ('pending', 'running')"
+                " and (%(user)s::text is null or user_id is null or user_id = %(user)s) order by thread_id",
+                {"user": _stored(user_id)},
             ).fetchall()
         return [thread_id for (thread_id,) in rows]
 

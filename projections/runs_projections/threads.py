@@ -136,6 +136,8 @@ def _left_behind(fact: RunFact, attempt: int) -> dict[str, Any]:
     run = Run(RunCreated(thread_id=fact.thread_id, run_id=fact.run_id, occurred_at=fact.occurred_at, assistant_id="-"))
     run.attempt = attempt
     run.apply(fact)
+    if run.is_rolled_back:
+        return {}  # the thread is what it was before the run
     status = status_after(run)
     return {
         "ended_run": fact.run_id,

@@ -59,6 +59,7 @@ class Store:
     state: GraphStateReader | None = None
     _checkpoints: Any = None
     _reap: Callable[[], int] | None = None
+    _restore: Callable[[str, str], None] | None = None
 
     def __init__(self, settings: Settings, *, executor: RunExecutor | None, config: Path | None, work: bool) -> None:
         self.settings = settings
@@ -127,6 +128,7 @@ class Store:
             self.settings,
             self.runs.active_threads,
             reap=self._reap,
+            restore=self._restore,
         )
         self._exit.callback(self.worker.stop)
         self.worker.start()
@@ -135,6 +137,7 @@ class Store:
         """The graphs of `config`, or the demo agent; how to run them, and how to read what they leave behind."""
         from runs_es.execution.langgraph.graphs import GraphRegistry
         from runs_es.execution.langgraph.reaper import CheckpointReaper
+        from runs_es.execution.langgraph.rollback import CheckpointRollback
         from runs_es.execution.langgraph.saver import open_checkpoint_pool
         from runs_es.execution.langgraph.state import GraphStateReader
 
@@ -144,6 +147,7 @@ class Store:
         self._checkpoints = open_checkpoint_pool(url, schema, _STATE_CONNECTIONS)
         checkpoints = CheckpointReaper(self.log.reader, schema)
         self._reap, self.service.forget = checkpoints.reap, checkpoints.forget
+        self._restore = CheckpointRollback(self.log.reader, schema).restore
         self.registry, self.state = registry, GraphStateReader(registry, self._checkpoints)
 
         @asynccontextmanager

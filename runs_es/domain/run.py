@@ -24,6 +24,7 @@ from runs_es.domain.facts import (
     RunRequeued,
     RunStarted,
 )
+from runs_es.domain.policies import CancelPolicy
 from runs_es.domain.values import (
     AssistantId,
     CancelAction,
@@ -72,6 +73,7 @@ class Run:
         self.attempt = 0
         self.claim_id: str | None = None
         self.cancel_requested: CancelAction | None = None
+        self.cancelled_by: CancelAction | None = None
         self.interrupts: dict[str, Any] = {}
         self.checkpoint_id: str | None = None
         self.deleted = False
@@ -138,6 +140,11 @@ class Run:
         """Whether it succeeded by stopping to ask a human."""
         return self.status is RunStatus.SUCCESS and bool(self.interrupts)
 
+    @property
+    def is_rolled_back(self) -> bool:
+        """Whether it was cancelled so that nothing of it stays but the log."""
+        return self.cancelled_by is not None and CancelPolicy(self.cancelled_by).rolls_back_checkpoint
+
     def copy(self) -> Run:
         """A run to decide on, without pending facts. Metadata and kwargs, which never change, are shared."""
         twin = copy(self)
@@ -194,10 +201,11 @@ class Run:
     def request_cancel(
         self, *, action: CancelAction = CancelAction.INTERRUPT, at: str | datetime | None = None
     ) -> None:
-        """Ask the worker to stop. The first request counts; a later one records nothing."""
+        """Ask the worker to stop. The first request counts, unless a later one is to roll back what it would leave."""
         if self.is_terminal:
             raise InvalidRunTransition(self.status, RunStatus.INTERRUPTED)
-        if self.cancel_requested is None:
+        stronger = self.cancel_requested is CancelAction.INTERRUPT and action is CancelAction.ROLLBACK
+        if self.cancel_requested is None or stronger:
             self._record(RunCancelRequested, at, action=action, attempt=self.under_way)
 
     def requeue(self, *, at: str | datetime | None = None) -> None:
@@ -230,7 +238,7 @@ class Run:
             case RunFailed():
                 self.status, self.error, self.error_type = fact.status, fact.error, fact.error_type
             case RunCancelled():
-                self.status = RunStatus.INTERRUPTED
+                self.status, self.cancelled_by = RunStatus.INTERRUPTED, fact.action
             case RunDeleted():
                 self.deleted = True
             case _:

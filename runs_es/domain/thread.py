@@ -79,19 +79,50 @@ class Thread:
         return [*ended, self._deleted()]
 
     def delete_run(self, run_id: str) -> list[Fact]:
-        """Take a run out of every read model, ending it first where it has not. Its worker's next write is refused."""
+        """Take a run out of every read model, ending it first where it has not. Its worker's next write is refused.
+
+        One that is about to be rolled back leaves them with that.
+        """
         active = self.active.get(RunId(run_id))
+        if active is not None and active.cancel_requested is CancelAction.ROLLBACK:
+            return []
         # Attempt 0: what raises the fence, where anything does, is the end of the run before it.
         gone = RunDeleted(thread_id=self.thread_id, run_id=run_id, occurred_at=now(), attempt=0)
         return [*(_ended_now(active) if active else []), gone]
 
     def cancel(self, run_id: str, action: CancelAction = CancelAction.INTERRUPT) -> list[Fact]:
-        """Stop an active run: one that nobody works on ends at once, a running one is asked to. Raises RunNotFound."""
+        """Stop an active run: one that nobody works on ends at once, a running one is asked to. Raises RunNotFound.
+
+        One whose earlier attempt may have left something to roll back is for a worker to end.
+        """
         run = self.run(run_id).copy()
         run.request_cancel(action=action)
-        if run.status is RunStatus.PENDING:
-            run.mark_cancelled(action=action)
+        if run.status is RunStatus.PENDING and (run.attempt == 0 or run.cancel_requested is CancelAction.INTERRUPT):
+            run.mark_cancelled(action=run.cancel_requested or action)
         return self.closed(run)
+
+    def cancel_several(self, runs: Iterable[Run], action: CancelAction) -> list[Fact]:
+        """As `cancel`, for active runs of this thread."""
+        facts: list[Fact] = []
+        for run in runs:
+            facts += self.cancel(run.run_id, action)
+            if facts and isinstance(facts[-1], ThreadDeleted):
+                break  # it was temporary, and the others ended with it
+        return facts
+
+    def supersede(self, strategy: MultitaskStrategy) -> list[Fact]:
+        """Cancel all that is active in favour of a new run, which begins when the one in flight has ended."""
+        action = CancelAction.ROLLBACK if strategy is MultitaskStrategy.ROLLBACK else CancelAction.INTERRUPT
+        facts: list[Fact] = []
+        for run in self.active.values():
+            if run.scope is RunScope.TEMPORARY_THREAD:
+                # Its end deletes the thread: not in the append that brings the new run.
+                run = run.copy()
+                run.request_cancel(action=action)
+                facts += run.pull_events()
+            else:
+                facts += self.cancel(run.run_id, action)
+        return facts
 
     def claim(self, run: Run, *, claim_id: str, worker_id: str, frames: int, max_attempts: int) -> list[Fact]:
         """Take an active run for its next attempt. A running one has lost its worker, or nobody would ask.
@@ -120,10 +151,13 @@ class Thread:
         return run.copy()
 
     def closed(self, run: Run) -> list[Fact]:
-        """The run's pending facts, and after a terminal one what follows: a temporary thread goes with its run.
+        """The run's pending facts, and after a terminal one what follows: a run that is rolled back leaves every read
+        model, a temporary thread goes with its run.
 
         Whatever else was enqueued on such a thread ends with it.
         """
+        if run.is_rolled_back:
+            run.mark_deleted()
         facts = run.pull_events()
         if run.is_terminal and run.scope is RunScope.TEMPORARY_THREAD and self.exists:
             others = [each for each in self.active.values() if each.run_id != run.run_id]
@@ -191,7 +225,8 @@ class Thread:
             del self.active[run.run_id]
         elif run.is_terminal:
             del self.active[run.run_id]
-            self.last_ended = run
+            if not run.is_rolled_back:  # then the thread is what it was before
+                self.last_ended = run
 
     def _must_exist(self) -> None:
         if not self.exists:

@@ -1,7 +1,7 @@
 """The worker's own thread and event loop, so that an agent that blocks its loop does not stall anybody's stream.
 
 Beside the worker runs the sweep: jobs of lost workers are given to others, threads with work but no job get one, and
-what executors keep of threads that are gone is deleted (`reap`).
+what executors keep of threads that are gone is deleted (`reap`). `restore` undoes what a run did to its thread's state.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import AbstractAsyncContextManager, suppress
 from runs_es.execution.protocol import RunExecutor
 from runs_es.execution.queue import JobQueue, QueueWorker
 from runs_es.execution.thread_lock import exclusive
-from runs_es.execution.worker import Worker, WorkerLimits
+from runs_es.execution.worker import Restore, Worker, WorkerLimits
 from runs_es.log.decisions import Decisions
 from runs_es.log.event_log import EventLog
 from runs_es.settings import Settings
@@ -40,6 +40,7 @@ class WorkerSupervisor:
         settings: Settings,
         active_threads: Callable[[], list[str]],
         reap: Callable[[], int] | None = None,
+        restore: Restore | None = None,
     ) -> None:
         self._log = log
         self._decisions = decisions
@@ -48,6 +49,7 @@ class WorkerSupervisor:
         self._settings = settings
         self._active_threads = active_threads
         self._reap = reap
+        self._restore = restore
         self._ready = threading.Event()
         self._stopped = threading.Event()
         self._failure: BaseException | None = None
@@ -110,6 +112,7 @@ class WorkerSupervisor:
                     settings.max_attempts, settings.cancel_grace_seconds, settings.publish_buffer_bytes
                 ),
                 guard=exclusive(self._log.reader, self._log.schema),
+                restore=self._restore,
                 on_requeue=self._queue.wake,
             )
             jobs = QueueWorker(

@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 MAX_ERROR_TEXT = 16_384  # characters of a failure's text that are kept
 
 Guard = Callable[[str], AbstractContextManager[None]]
+Restore = Callable[[str, str], None]
 
 
 class AgentExited(Exception):
@@ -67,6 +68,7 @@ class _Claim:
     claim_id: str
     worker_id: str
     max_attempts: int
+    restore: Restore
     run: Run | None = None
 
     def decide(self, thread: Thread, head: Head) -> Decision:
@@ -84,12 +86,13 @@ class _Claim:
         self.run = due.copy()
         for fact in facts:
             self.run.apply(fact)
-        return _with_page(self.run, facts)
+        return _decision(self.run, facts, self.restore)
 
 
 class Worker:
     """Executes runs on one event loop. `guard(thread_id)` is held while a claim is appended, so that no checkpoint of
-    an older claim is being written meanwhile.
+    an older claim is being written meanwhile. `restore(thread_id, run_id)` undoes what a run did to its thread's state,
+    before the run is rolled back in the log; called again, it does nothing.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class Worker:
         *,
         limits: WorkerLimits | None = None,
         guard: Guard | None = None,
+        restore: Restore | None = None,
         worker_id: str | None = None,
         on_requeue: Callable[[str], None] | None = None,
     ) -> None:
@@ -110,6 +114,7 @@ class Worker:
         self._on_requeue = on_requeue
         self._limits = limits or WorkerLimits()
         self._guard = guard or (lambda _: nullcontext())
+        self._restore = restore or (lambda *_: None)
         self._provenance = Provenance(actor=f"worker:{self.worker_id}")
         self._attempts: dict[str, Attempt] = {}
         self._lock = threading.Lock()
@@ -138,7 +143,7 @@ class Worker:
     async def _claim(self, thread_id: str) -> Attempt | None:
         """Claim the oldest due run. A run that ended instead of starting is passed over."""
         while True:
-            claim = _Claim(uuid.uuid4().hex, self.worker_id, self._limits.max_attempts)
+            claim = _Claim(uuid.uuid4().hex, self.worker_id, self._limits.max_attempts, self._restore)
             decided = await asyncio.to_thread(
                 self._decisions.make,
                 thread_id,
@@ -225,8 +230,8 @@ class Worker:
         return False
 
     async def _stop(self, task: asyncio.Task[RunOutcome]) -> None:
-        """Cancel the executor and give it its grace; what it does after that, the log refuses."""
-        if not task.done():
+        """Cancel the executor and give it its grace, once; what it does after that, the log refuses."""
+        if not task.done() and not task.cancelling():
             task.cancel()
             await asyncio.wait((task,), timeout=self._limits.cancel_grace_seconds)
             if not task.done():
@@ -276,7 +281,7 @@ class Worker:
         def decide(thread: Thread, _: Head) -> Decision:
             run = thread.claimed(attempt.run.run_id, attempt.claim_id)
             how(run)
-            return _with_page(run, thread.closed(run))
+            return _decision(run, thread.closed(run), self._restore)
 
         await asyncio.to_thread(self._decisions.make, attempt.run.thread_id, decide, provenance=self._provenance)
 
@@ -332,8 +337,12 @@ def _raises_fence(request: Append) -> bool:
     return any(isinstance(item, FactItem) and item.raises_fence for item in request.items)
 
 
-def _with_page(run: Run, facts: Sequence[Fact]) -> Decision:
-    """The facts with the frame that belongs to them: `metadata` opens an attempt, `error` stands before a failure."""
+def _decision(run: Run, facts: Sequence[Fact], restore: Restore) -> Decision:
+    """The facts with what belongs to them: `metadata` opens an attempt, `error` stands before a failure, and what a
+    run did is undone before it is rolled back. By then the fence has been raised: its attempt saves nothing more.
+    """
+    if run.is_rolled_back:
+        return Decision(facts, prepare=lambda: restore(run.thread_id, run.run_id))
     if any(isinstance(fact, RunStarted) for fact in facts):
         opening = orjson.dumps({"run_id": run.run_id, "attempt": run.attempt})
         return Decision(facts, (run.run_id, [frame("metadata", opening)]))

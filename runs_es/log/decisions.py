@@ -25,11 +25,17 @@ _NO_HEAD = Head(0, 0, 0, 0)
 
 @dataclass(slots=True)
 class Decision:
-    """What to append: facts, and a page (run id, bodies): a run's first frames behind them, its last before them."""
+    """What to append: facts, and a page (run id, bodies): a run's first frames behind them, its last before them.
+
+    `provenances` are who and why of each fact, where not of all the caller's. `prepare` makes true outside the log what
+    the facts will say; it is called before each try, so it may be called again, and for facts that then lose.
+    """
 
     facts: Sequence[Fact]
     page: tuple[str, list[bytes]] | None = None
     page_first: bool = False
+    provenances: Sequence[Provenance] | None = None
+    prepare: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,8 @@ class Decisions:
                 decision = decide(fold.thread, head)
                 if not decision.facts:
                     return Decided((), None)
+                if decision.prepare is not None:
+                    decision.prepare()
                 try:
                     with guard():
                         appended = self._log.append(
@@ -91,7 +99,7 @@ class Decisions:
                             frames=head.frames if decision.page else None,
                             page=decision.page,
                             page_first=decision.page_first,
-                            provenance=provenance,
+                            provenance=decision.provenances or provenance,
                             idempotency_key=idempotency_key,
                         ).result()
                 except WriteConflict:

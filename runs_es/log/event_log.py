@@ -81,16 +81,19 @@ class EventLog:
         fence: int | None = None,
         page: tuple[str, list[bytes]] | None = None,
         page_first: bool = False,
-        provenance: Provenance = ANONYMOUS,
+        provenance: Provenance | Sequence[Provenance] = ANONYMOUS,
         idempotency_key: str | None = None,
     ) -> Future[Appended]:
         """Append a command's facts, and behind or before them a `page` (run id, bodies), if the revision is `expected`.
 
         The future fails with WriteConflict where it is not. With an `idempotency_key` seen before in the thread the
-        first result comes back. Raises LimitExceeded for a fact that is too large.
+        first result comes back. Who and why are of all facts, or one each. Raises LimitExceeded for a fact that is too
+        large.
         """
+        who = [provenance] * len(facts) if isinstance(provenance, Provenance) else provenance
         items: list[FactItem | PageItem] = [
-            self.item(fact, provenance, idempotency_key if index == 0 else None) for index, fact in enumerate(facts)
+            self.item(fact, why, idempotency_key if index == 0 else None)
+            for index, (fact, why) in enumerate(zip(facts, who, strict=True))
         ]
         if page is not None:
             items.insert(0 if page_first else len(items), PageItem(*page))

@@ -7,8 +7,9 @@ knows the log, the streams and its ports; HTTP, queues and read models are other
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
@@ -16,7 +17,6 @@ import orjson
 import uuid_utils
 
 from runs_es.domain import (
-    CancelAction,
     ConflictError,
     Fact,
     FramesGone,
@@ -24,13 +24,13 @@ from runs_es.domain import (
     Provenance,
     Run,
     RunCreated,
+    RunFact,
     RunNotFound,
     RunScope,
     RunStatus,
     StoreUnavailable,
     Thread,
     ThreadUpdated,
-    UnsupportedStrategyError,
     now,
 )
 from runs_es.domain.policies import MultitaskDecision
@@ -38,8 +38,10 @@ from runs_es.log.append import ANONYMOUS
 from runs_es.log.decisions import Decision, Decisions
 from runs_es.log.pages import data_of, event_of
 from runs_es.log.reader import Head, LogReader, Row
+from runs_es.service.cancellation import Cancellation
 from runs_es.service.commands import (
     CancelRunCommand,
+    CancelRunsCommand,
     CreateRunCommand,
     GetRunQuery,
     JoinRunStreamCommand,
@@ -82,6 +84,7 @@ class RunsApplicationService:
         self._events = events
         self._scheduler = scheduler
         self._threads = threads
+        self._cancellation = Cancellation(decisions, runs, scheduler)
         # Deletes what executors keep of a thread that is gone; called before its id is used again.
         self.forget: Callable[[str], None] = lambda _: None
 
@@ -108,15 +111,20 @@ class RunsApplicationService:
         return await self._open(run.thread_id, run.run_id, after, command.heartbeat_interval)
 
     async def cancel(self, command: CancelRunCommand) -> RunSnapshot:
-        """Stop a run that has not ended. Raises RunNotFound also for one that has."""
+        """Stop a run that has not ended. Raises RunNotFound also for one that has.
+
+        One that is rolled back is absent from then on; what comes back is then the run as it was found.
+        """
         run = await self._call(self._visible, command.run_id, command.thread_id, command.user_id)
-        if command.action is not CancelAction.INTERRUPT:
-            raise UnsupportedStrategyError("action must be interrupt: rollback is not offered yet")
-        await self._call(self._cancel, run, command)
+        await self._call(self._cancellation.of_runs, run.thread_id, [run.run_id], command.action, command.provenance)
         if command.wait:
             await self.ended(run.thread_id, run.run_id)
         current = await self._call(self._runs.get, run.run_id)
         return RunSnapshot.from_run(current or run)
+
+    async def cancel_several(self, command: CancelRunsCommand) -> int:
+        """Stop all runs that the command means and that have not ended; how many those were."""
+        return await self._call(self._cancellation.several, command)
 
     async def get_run(self, query: GetRunQuery) -> RunSnapshot | None:
         """The run as its facts tell: always current. None when there is none that the caller may see."""
@@ -153,7 +161,8 @@ class RunsApplicationService:
 
     async def result(self, thread_id: str, run_id: str) -> Any:
         """What the run came to, once it has ended: its last `values` frame, else `{}`; for a failure
-        `{"__error__": {"error", "message"}}`. Raises FramesGone when retention may have taken that frame.
+        `{"__error__": {"error", "message"}}`; nothing came of one that was rolled back. Raises FramesGone when
+        retention may have taken that frame.
         """
         await self.ended(thread_id, run_id)
         return await self._call(self._result, thread_id, run_id)
@@ -197,7 +206,8 @@ class RunsApplicationService:
         def decide(thread: Thread, _: Head) -> Decision:
             if command.run_id is not None and self._reader.run_facts(command.run_id):
                 raise ConflictError(f"Run with ID {command.run_id} already exists")
-            return Decision(self._birth(thread, run_id, command))
+            facts = self._birth(thread, run_id, command)
+            return Decision(facts, provenances=_provenances(facts, run_id, command.provenance))
 
         decided = self._decisions.make(
             thread_id, decide, provenance=command.provenance, idempotency_key=command.idempotency_key
@@ -226,12 +236,8 @@ class RunsApplicationService:
             metadata = {}
         elif command.user_id is not None and thread.user_id not in (None, command.user_id):
             thread = Thread(thread.thread_id)  # another user's: as if it were not there
-        if not facts:
-            decision = thread.admit(command.multitask_strategy)
-            if decision is MultitaskDecision.CANCEL_EXISTING:
-                raise UnsupportedStrategyError(
-                    f"multitask_strategy must be enqueue or reject: {command.multitask_strategy} is not offered yet"
-                )
+        if not facts and thread.admit(command.multitask_strategy) is MultitaskDecision.CANCEL_EXISTING:
+            facts += thread.supersede(command.multitask_strategy)
         added = {key: value for key, value in command.thread_metadata.items() if metadata.get(key) != value}
         if added:
             facts.append(ThreadUpdated(thread_id=thread.thread_id, occurred_at=now(), metadata=added))
@@ -259,12 +265,6 @@ class RunsApplicationService:
         if thread.revision:
             self.forget(thread.thread_id)
         return created
-
-    def _cancel(self, seen: Run, command: CancelRunCommand) -> None:
-        def decide(thread: Thread, _: Head) -> Decision:
-            return Decision(thread.cancel(seen.run_id, command.action))
-
-        self._decisions.make(seen.thread_id, decide, provenance=command.provenance)
 
     def _delete_run(self, seen: Run, provenance: Provenance) -> None:
         def decide(thread: Thread, _: Head) -> Decision:
@@ -306,6 +306,8 @@ class RunsApplicationService:
 
     def _result(self, thread_id: str, run_id: str) -> Any:
         run = Run.fold(recorded.fact for recorded in self._reader.run_facts(run_id, thread_id))
+        if run is not None and run.is_rolled_back:
+            return {}
         if run is not None and run.status in (RunStatus.ERROR, RunStatus.TIMEOUT):
             return {"__error__": {"error": run.error_type or "Error", "message": run.error or ""}}
         bounds = self._reader.bounds(thread_id, run_id)
@@ -341,6 +343,12 @@ def _backwards(reader: LogReader, thread_id: str, first: int, last: int) -> Iter
                 )
             yield row
             before = row.first
+
+
+def _provenances(facts: Sequence[Fact], run_id: str, provenance: Provenance) -> list[Provenance]:
+    """Of the facts that come with a new run: those that end others say in favour of which."""
+    superseding = replace(provenance, reason=f"superseded by run {run_id}", causation_id=run_id)
+    return [superseding if isinstance(fact, RunFact) and fact.run_id != run_id else provenance for fact in facts]
 
 
 def _is_anothers(run: Run, user_id: str | None) -> bool:

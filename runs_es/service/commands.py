@@ -71,6 +71,18 @@ class CancelRunCommand:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CancelRunsCommand:
+    """Stop these runs of a thread, or, without a thread, all of the caller's that have this status."""
+
+    thread_id: str | None = None
+    run_ids: Sequence[str] = ()
+    status: Literal["pending", "running", "all"] = "all"
+    action: CancelAction = CancelAction.INTERRUPT
+    user_id: str | None = None
+    provenance: Provenance = Provenance()  # noqa: RUF009
+
+
+@dataclass(frozen=True, kw_only=True)
 class JoinRunStreamCommand:
     """Read a run's stream after `last_event_id`: from its start for None, `-1` and `0`."""
 

@@ -29,6 +29,9 @@ class RunRepository(Protocol):
     def active_threads(self) -> list[str]:
         """Threads with a run that is pending or running, as far as the read model knows; for sweeps."""
 
+    def unfinished_threads(self, user_id: str | None = None) -> list[str]:
+        """Threads with a run that has not ended, and that the user may see; waits, bounded, for the newest fact."""
+
 
 class RunEventLog(Protocol):
     """Stored events of runs. Lists always come in ascending seq: `after_seq` gives the first `limit` after it,

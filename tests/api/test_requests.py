@@ -78,8 +78,6 @@ def test_other_stream_modes_are_refused_by_name(mode: object):
     [
         ("webhook", "https://example.org/hook"),
         ("feedback_keys", ["a"]),
-        ("multitask_strategy", "interrupt"),
-        ("multitask_strategy", "rollback"),
         ("multitask_strategy", "nope"),
         ("assistant_id", ""),
         ("assistant_id", 7),

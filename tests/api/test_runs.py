@@ -220,7 +220,7 @@ async def test_a_run_can_be_cancelled_once(client: httpx.AsyncClient):
     thread = await new_thread(client)
     run, _ = await held_run(client, thread)
     where = f"/threads/{thread}/runs/{run}"
-    refused = await client.post(f"{where}/cancel", params={"action": "rollback"})
+    refused = await client.post(f"{where}/cancel", params={"action": "stop"})
     assert (refused.status_code, refused.json()["detail"][:6]) == (422, "action")
     done = await client.post(f"{where}/cancel", params={"wait": "true", "reason": "enough"})
     assert done.status_code == 200

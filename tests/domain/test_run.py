@@ -146,11 +146,14 @@ def test_a_lost_attempt_goes_back_to_pending_and_counts() -> None:
     assert [event.attempt for event in run.pull_events() if isinstance(event, RunClaimed)] == [1, 2]
 
 
-def test_the_first_cancel_request_counts() -> None:
+def test_the_first_cancel_request_counts_unless_a_later_one_is_to_roll_back() -> None:
     run = running()
     run.request_cancel(action=CancelAction.INTERRUPT)
-    run.request_cancel(action=CancelAction.ROLLBACK)
+    run.request_cancel(action=CancelAction.INTERRUPT)
     assert run.cancel_requested is CancelAction.INTERRUPT
+    run.request_cancel(action=CancelAction.ROLLBACK)
+    run.request_cancel(action=CancelAction.INTERRUPT)
+    assert run.cancel_requested is CancelAction.ROLLBACK
     run.mark_cancelled()
     with pytest.raises(InvalidRunTransition):
         run.request_cancel()

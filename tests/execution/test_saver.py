@@ -56,7 +56,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> GraphRegistry:
 
 
 def saver_of(pool: CheckpointPool, thread_id: str, fence: int = 1) -> FencedPostgresSaver:
-    return FencedPostgresSaver(pool, schema=SCHEMA, thread_id=thread_id, fence=fence)
+    return FencedPostgresSaver(pool, schema=SCHEMA, thread_id=thread_id, run_id="run", fence=fence)
 
 
 def config_of(thread_id: str, **more: Any) -> Any:

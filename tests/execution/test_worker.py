@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import io
 import runpy
+import threading
 from collections.abc import Awaitable, Callable
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,8 @@ from runs_es.domain import (
     RunStatus,
     Thread,
     ThreadNotFound,
-    UnsupportedStrategyError,
 )
-from runs_es.domain.values import CancelAction, MultitaskStrategy
+from runs_es.domain.values import MultitaskStrategy
 from runs_es.execution import ActiveRun, RunOutcome
 from runs_es.log.decisions import Decision
 from runs_es.log.reader import Head
@@ -50,6 +50,7 @@ class Scripted:
         self.began: list[str] = []
         self.running = asyncio.Event()
         self.tried_after_cancel: list[BaseException] = []
+        self.let_go = threading.Event()
 
     async def execute(self, run: ActiveRun) -> RunOutcome | None:
         self.began.append(run.run.run_id)
@@ -90,6 +91,11 @@ class Scripted:
             except LeaseLost as error:
                 self.tried_after_cancel.append(error)
             raise
+
+    async def ignore(self, run: ActiveRun) -> None:
+        while not self.let_go.is_set():
+            with suppress(asyncio.CancelledError):
+                await asyncio.get_running_loop().run_in_executor(None, self.let_go.wait)
 
     async def pause(self, run: ActiveRun) -> RunOutcome:
         return RunOutcome(interrupts={"task": [{"id": "i", "value": "sure?"}]})
@@ -233,15 +239,11 @@ async def test_a_cancelled_pending_run_never_starts_and_the_next_one_does(settin
     await within(settings, body)
 
 
-async def test_reject_on_a_busy_thread_is_a_conflict_and_other_strategies_are_named(settings: Settings) -> None:
+async def test_reject_on_a_busy_thread_is_a_conflict(settings: Settings) -> None:
     async def body(store: Store, _: Scripted) -> None:
         run = await store.service.create_background(command("wait_for_ever"))
         with pytest.raises(ConflictError):
             await store.service.create_background(command("work", multitask_strategy=MultitaskStrategy.REJECT))
-        with pytest.raises(UnsupportedStrategyError, match="multitask_strategy"):
-            await store.service.create_background(command("work", multitask_strategy=MultitaskStrategy.INTERRUPT))
-        with pytest.raises(UnsupportedStrategyError, match="rollback"):
-            await store.service.cancel(CancelRunCommand(run_id=run.run_id, action=CancelAction.ROLLBACK))
         await until(lambda: "run.started" in topics(store))
         await store.service.cancel(CancelRunCommand(run_id=run.run_id, wait=True))
 

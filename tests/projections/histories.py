@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from runs_es.domain import (
+    CancelAction,
     EventCategory,
     EventRecorded,
     Fact,
@@ -110,6 +111,7 @@ class Teller:
         if run.status is RunStatus.PENDING:
             yield told(lambda: _begin(run))
             yield told(lambda: run.mark_cancelled(at=self._choose(TIMES)))
+            yield lambda: self._record(*self.thread.cancel(run.run_id, CancelAction.ROLLBACK))
             return
         yield told(lambda: run.mark_completed(checkpoint_id="cp"))
         yield told(lambda: run.mark_completed(interrupts={"task": [{"id": "i", "value": self._choose(VALUES)}]}))
@@ -117,11 +119,18 @@ class Teller:
         yield told(run.mark_timed_out)
         yield told(run.mark_cancelled)
         yield told(run.requeue)
+        if self._choose(range(4)) == 0:
+            yield lambda: self._roll_back(run)
         yield lambda: self._say(run)
         yield lambda: self._say(run)
         yield lambda: self._note(run)
         if self._messages:
             yield lambda: self._unsay(run)
+
+    def _roll_back(self, run: Run) -> None:
+        run.request_cancel(action=CancelAction.ROLLBACK)
+        run.mark_cancelled(action=CancelAction.ROLLBACK)
+        self._record(*self.thread.closed(run))
 
     def _say(self, run: Run) -> None:
         self._messages.append(f"m{len(self._messages)}")

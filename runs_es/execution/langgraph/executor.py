@@ -40,7 +40,9 @@ class LangGraphExecutor:
         """State in PostgreSQL, behind the fence of each run's thread. `schema` is the log's."""
 
         def saver_for(run: ActiveRun) -> FencedPostgresSaver:
-            return FencedPostgresSaver(pool, schema=schema, thread_id=run.run.thread_id, fence=run.fence)
+            return FencedPostgresSaver(
+                pool, schema=schema, thread_id=run.run.thread_id, run_id=run.run.run_id, fence=run.fence
+            )
 
         return cls(registry, saver_for)
 

@@ -28,9 +28,10 @@ class CheckpointReaper:
     def __init__(self, reader: LogReader, schema: str) -> None:
         self._reader = reader
         self._schema = schema
+        places = [sql.Identifier(f"{schema}_checkpoints", table) for table in _TABLES]
         self._deletes = [
-            sql.SQL("delete from {} where thread_id = %s").format(sql.Identifier(f"{schema}_checkpoints", table))
-            for table in _TABLES
+            sql.SQL("delete from {} where thread_id = %s").format(place)
+            for place in (*places, sql.Identifier(schema, "checkpoint_undo"))
         ]
 
     def forget(self, thread_id: str) -> None:

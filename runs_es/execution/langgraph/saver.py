@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import psycopg
 from langchain_core.runnables import RunnableConfig
-from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMetadata
+from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMetadata, CheckpointTuple
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from psycopg import AsyncConnection, AsyncCursor, sql
@@ -23,6 +23,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from runs_es.database.migrate import checkpoint_schema
 from runs_es.domain.errors import LeaseLost
+from runs_es.execution.langgraph.rollback import keep_writes
 from runs_es.log.locks import thread_lock_key
 
 CheckpointPool = AsyncConnectionPool[AsyncConnection[DictRow]]
@@ -64,7 +65,8 @@ def open_checkpoint_pool(url: str, schema: str, size: int) -> CheckpointPool:
 class FencedPostgresSaver(AsyncPostgresSaver):
     """Writes one thread's checkpoints as long as the thread's fence is the one this attempt was given.
 
-    Any write after that raises LeaseLost and changes nothing. Reads are not fenced.
+    Any write after that raises LeaseLost and changes nothing. Reads are not fenced. Checkpoints say which run wrote
+    them; what a run adds to a checkpoint of an earlier one is preceded by a copy of what was there (rollback.py).
     """
 
     def __init__(
@@ -73,15 +75,25 @@ class FencedPostgresSaver(AsyncPostgresSaver):
         *,
         schema: str,
         thread_id: str,
+        run_id: str,
         fence: int,
         serde: SerializerProtocol | None = None,
     ) -> None:
         super().__init__(pool, serde=serde)
         self._pool = pool
         self._thread_id = thread_id
+        self._run_id = run_id
+        self._earlier: set[tuple[str, str]] = set()  # checkpoints of earlier runs that were read, as (ns, id)
+        self._keep_writes = keep_writes(schema)
         self._fence = fence
         self._lock_key = thread_lock_key(schema, thread_id)
         self._read_fence = sql.SQL("select fence from {}.heads where thread_id = %s").format(sql.Identifier(schema))
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        found = await super().aget_tuple(config)
+        if found is not None and found.metadata.get("run_id") != self._run_id:
+            self._earlier.add(_place(found.config))
+        return found
 
     async def aput(
         self,
@@ -91,13 +103,24 @@ class FencedPostgresSaver(AsyncPostgresSaver):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         self._must_be_mine(config["configurable"]["thread_id"])
-        return await super().aput(config, checkpoint, metadata, new_versions)
+        own = cast("CheckpointMetadata", {**metadata, "run_id": self._run_id})
+        return await super().aput(config, checkpoint, own, new_versions)
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         self._must_be_mine(config["configurable"]["thread_id"])
+        if _place(config) in self._earlier:
+            await self._keep(config)
         await super().aput_writes(config, writes, task_id, task_path)
+
+    async def _keep(self, config: RunnableConfig) -> None:
+        """Note what the checkpoint of an earlier run has of writes, before this run adds its own: once a run."""
+        namespace, checkpoint_id = _place(config)
+        batch = _Batch()
+        await batch.execute(self._keep_writes, (self._thread_id, self._run_id, namespace, checkpoint_id))
+        await self._commit(batch)
+        self._earlier.discard((namespace, checkpoint_id))
 
     async def adelete_thread(self, thread_id: str) -> None:
         self._must_be_mine(thread_id)
@@ -149,6 +172,11 @@ class FencedPostgresSaver(AsyncPostgresSaver):
                 now = "no longer there" if head is None else f"at {head['fence']}"
                 raise LeaseLost(f"thread {self._thread_id}: this attempt wrote under fence {self._fence}, it is {now}")
             await batch.replay(cursor)
+
+
+def _place(config: RunnableConfig) -> tuple[str, str]:
+    configurable = config["configurable"]
+    return configurable.get("checkpoint_ns", ""), configurable["checkpoint_id"]
 
 
 class _Batch:
