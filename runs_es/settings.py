@@ -50,6 +50,14 @@ class Settings(BaseSettings):
     sweep_seconds: float = Field(2.0, gt=0, description="how often lost workers and forgotten threads are looked for")
     max_attempts: int = Field(3, ge=1, description="attempts of a run whose worker was lost, before it fails")
     cancel_grace_seconds: float = Field(5.0, ge=0, description="time an executor has to stop when cancelled")
+    run_timeout_seconds: float | None = Field(
+        None, gt=0, description="time a run may take, from its first start; `config.timeout_seconds` of a run wins"
+    )
+    run_idle_timeout_seconds: float | None = Field(
+        None,
+        gt=0,
+        description="time a run may go without a frame or message; `config.idle_timeout_seconds` of a run wins",
+    )
     drain_seconds: float = Field(5.0, ge=0, description="time that runs have to finish after SIGTERM")
 
     stream_heartbeat_seconds: float = Field(5.0, gt=0, description="comment line on an idle stream")

@@ -224,6 +224,9 @@ Breakpoints = Annotated[
 ]
 
 
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class CommandBody(_Body):
     """How a paused run goes on."""
 
@@ -254,6 +257,8 @@ class ConfigBody(_Body):
 
     tags: list[str] | None = None
     recursion_limit: Annotated[int, Field(ge=1)] | None = None
+    timeout_seconds: Seconds | None = Field(None, description="time the run may take, from its first start")
+    idle_timeout_seconds: Seconds | None = Field(None, description="time it may go without a frame or message")
     configurable: dict[str, Any] = Field(default_factory=dict)
     metadata: dict[str, Any] = Field(default_factory=dict)
 

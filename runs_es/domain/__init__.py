@@ -50,6 +50,7 @@ from runs_es.domain.facts import (
 from runs_es.domain.policies import CancelPolicy, MultitaskDecision, MultitaskPolicy
 from runs_es.domain.run import Run
 from runs_es.domain.thread import Thread, status_after
+from runs_es.domain.timeouts import Timeouts
 from runs_es.domain.values import (
     TERMINAL_RUN_STATUSES,
     AssistantId,
@@ -127,6 +128,7 @@ __all__ = [
     "ThreadNotFound",
     "ThreadStatus",
     "ThreadUpdated",
+    "Timeouts",
     "UnknownTopic",
     "UnsupportedStrategyError",
     "UserId",

@@ -68,6 +68,7 @@ class Run:
         self.created_at = created.occurred_at
         self.updated_at = created.occurred_at
         self.due_at = created.due_at
+        self.started_at: str | None = None
         self.error: str | None = None
         self.error_type: str | None = None
         self.attempt = 0
@@ -228,6 +229,7 @@ class Run:
                 self.claim_id, self.attempt = fact.claim_id, fact.attempt
             case RunStarted():
                 self.status, self.attempt = RunStatus.RUNNING, fact.attempt
+                self.started_at = self.started_at or fact.occurred_at
             case RunRequeued():
                 self.status, self.claim_id = RunStatus.PENDING, None
             case RunCancelRequested():

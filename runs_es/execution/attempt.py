@@ -52,6 +52,7 @@ class Attempt:
         self._loop = asyncio.get_running_loop()
         self._drained = asyncio.Event()
         self._is_full = False  # somebody waits for room
+        self.active_at = self._loop.time()  # when it last had something to write
         self._recording = asyncio.Lock()
         self._messages: dict[str, tuple[int, str]] | None = None  # by id: how many versions, hash of the newest
         self.disturbed = asyncio.Event()  # somebody raised the fence: fold again
@@ -79,6 +80,11 @@ class Attempt:
     @property
     def claim_id(self) -> str:
         return self._claim_id
+
+    @property
+    def waits_for_room(self) -> bool:
+        """Whether the executor is held up because too much is not yet durable."""
+        return self._is_full
 
     async def publish(self, event: str, data: Any) -> None:
         """Stream one frame; waits only when too much is not yet committed. Raises LeaseLost, LimitExceeded."""
@@ -169,12 +175,14 @@ class Attempt:
 
     async def _room(self) -> None:
         """Wait while too much of this attempt is not yet durable."""
+        self.active_at = self._loop.time()
         while self.writer.uncommitted > self._buffer_bytes:
             self._drained.clear()
             self._is_full = True
             # Looked at again after the word that somebody waits: the log's thread counts first, then asks for it.
             if self.writer.uncommitted > self._buffer_bytes:
                 await self._drained.wait()
+            self.active_at = self._loop.time()
 
     async def flush(self) -> None:
         """Wait until everything so far is durable. Raises LeaseLost when the log refused it."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import procrastinate
 from procrastinate import exceptions
+from procrastinate.job_context import JobContext
 from procrastinate.jobs import Status
 from procrastinate.worker import Worker
 
@@ -85,11 +86,17 @@ class _NewJobs(asyncio.Event):
 
 
 class _Worker(Worker):
-    """procrastinate's worker with an event that does not forget."""
+    """procrastinate's worker with an event that does not forget, also set when a job ends: one that was deferred
+    meanwhile under the same lock could not be fetched before, and nobody would say so again.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self._new_job_event = _NewJobs()
+
+    async def _process_job(self, context: JobContext) -> None:
+        await super()._process_job(context)
+        self._new_job_event.set()
 
 
 class QueueWorker:

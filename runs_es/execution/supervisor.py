@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, suppress
 
+from runs_es.domain import Timeouts
 from runs_es.execution.protocol import RunExecutor
 from runs_es.execution.queue import JobQueue, QueueWorker
 from runs_es.execution.thread_lock import exclusive
@@ -109,7 +110,10 @@ class WorkerSupervisor:
                 self._decisions,
                 executor,
                 limits=WorkerLimits(
-                    settings.max_attempts, settings.cancel_grace_seconds, settings.publish_buffer_bytes
+                    settings.max_attempts,
+                    settings.cancel_grace_seconds,
+                    settings.publish_buffer_bytes,
+                    Timeouts(settings.run_timeout_seconds, settings.run_idle_timeout_seconds),
                 ),
                 guard=exclusive(self._log.reader, self._log.schema),
                 restore=self._restore,

@@ -30,9 +30,11 @@ from runs_es.domain import (
     StoreUnavailable,
     Thread,
     ThreadNotFound,
+    Timeouts,
     WriteConflict,
 )
 from runs_es.execution.attempt import Attempt
+from runs_es.execution.deadline import Deadline
 from runs_es.execution.protocol import RunExecutor, RunOutcome
 from runs_es.log.append import Append, Appended, FactItem
 from runs_es.log.decisions import Decision, Decisions
@@ -59,6 +61,7 @@ class WorkerLimits:
     max_attempts: int = 3
     cancel_grace_seconds: float = 5.0
     publish_buffer_bytes: int = 4 * 1024 * 1024
+    timeouts: Timeouts = Timeouts()  # noqa: RUF009  (frozen)
 
 
 @dataclass(slots=True)
@@ -175,11 +178,18 @@ class Worker:
 
     async def _execute(self, attempt: Attempt) -> bool:
         """Have the attempt executed and write its end. False when the run was lost to somebody else."""
-        task = asyncio.create_task(self._outcome(attempt), name=f"run {attempt.run.run_id}")
+        deadline = Deadline(attempt, self._timeouts_of(attempt.run))
+        task = asyncio.create_task(self._outcome(attempt, deadline), name=f"run {attempt.run.run_id}")
         try:
             while not task.done():
-                await self._undisturbed(attempt, task)
-                if not task.done() and not await self._still_ours(attempt, task):
+                await self._undisturbed(attempt, task, deadline)
+                if task.done():
+                    break
+                if attempt.disturbed.is_set() and not await self._still_ours(attempt, task):
+                    return True
+                if (late := deadline.passed()) is not None:
+                    await self._stop(task)
+                    await self._close(attempt, TimeoutError(late), None)
                     return True
             await self._finish(attempt, task)
         except LeaseLost as error:
@@ -195,7 +205,16 @@ class Worker:
             await self._stop(task)
         return True
 
-    async def _outcome(self, attempt: Attempt) -> RunOutcome:
+    def _timeouts_of(self, run: Run) -> Timeouts:
+        try:
+            return Timeouts.of(run.kwargs.get("config") or {}, self._limits.timeouts)
+        except ValueError as error:  # recorded by somebody else than the service
+            logger.warning("run %s: %s", run.run_id, error)
+            return self._limits.timeouts
+
+    async def _outcome(self, attempt: Attempt, deadline: Deadline) -> RunOutcome:
+        if (late := deadline.passed()) is not None:  # an earlier attempt has used up the time
+            raise TimeoutError(late)
         try:
             outcome = await self._executor.execute(attempt)
         except (SystemExit, KeyboardInterrupt) as error:
@@ -205,11 +224,11 @@ class Worker:
             raise TypeError(f"the executor must return a RunOutcome or None, not {type(outcome).__name__}")
         return outcome or RunOutcome()
 
-    async def _undisturbed(self, attempt: Attempt, task: asyncio.Task[RunOutcome]) -> None:
-        """Return when the executor ended, or when the run may have become somebody else's."""
+    async def _undisturbed(self, attempt: Attempt, task: asyncio.Task[RunOutcome], deadline: Deadline) -> None:
+        """Return when the executor ended, its deadline may have passed, or the run may be somebody else's by now."""
         disturbed = asyncio.create_task(attempt.disturbed.wait())
         try:
-            await asyncio.wait((task, disturbed), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((task, disturbed), timeout=deadline.left(), return_when=asyncio.FIRST_COMPLETED)
         finally:
             disturbed.cancel()
 
@@ -238,13 +257,17 @@ class Worker:
                 logger.warning("%s ignores cancellation; it can write nothing more", task.get_name())
 
     async def _finish(self, attempt: Attempt, task: asyncio.Task[RunOutcome]) -> None:
-        """Write the terminal fact, behind all frames. If that is refused, find out why."""
+        """Close the attempt as its executor ended."""
         error = asyncio.CancelledError("the executor cancelled itself") if task.cancelled() else task.exception()
+        await self._close(attempt, error, None if error is not None else task.result())
+
+    async def _close(self, attempt: Attempt, error: BaseException | None, outcome: RunOutcome | None) -> None:
+        """Write the terminal fact, behind all frames. If that is refused, find out why."""
         try:
             if isinstance(error, LeaseLost):
                 raise error
             try:
-                await self._write_end(attempt, error, None if error is not None else task.result())
+                await self._write_end(attempt, error, outcome)
             except (LimitExceeded, TypeError, ValueError) as unwritable:
                 # What it ended with cannot be stored; that is how it ended, then.
                 await self._write_end(attempt, unwritable, None)

@@ -31,6 +31,7 @@ from runs_es.domain import (
     StoreUnavailable,
     Thread,
     ThreadUpdated,
+    Timeouts,
     now,
 )
 from runs_es.domain.policies import MultitaskDecision
@@ -200,6 +201,7 @@ class RunsApplicationService:
     def _create(self, command: CreateRunCommand) -> RunSnapshot:
         if not 0 <= command.after_seconds <= MAX_AFTER_SECONDS:
             raise LimitExceeded(f"after_seconds must be between 0 and {MAX_AFTER_SECONDS}")
+        Timeouts.of(command.config)
         thread_id = command.thread_id or new_id()
         run_id = command.run_id or new_id()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import itertools
 import runpy
 import threading
 from collections.abc import Awaitable, Callable
@@ -91,6 +92,11 @@ class Scripted:
             except LeaseLost as error:
                 self.tried_after_cancel.append(error)
             raise
+
+    async def chatter(self, run: ActiveRun) -> None:
+        for number in itertools.count():
+            await run.publish("custom", number)
+            await asyncio.sleep(0.02)  # as a model pauses between words
 
     async def ignore(self, run: ActiveRun) -> None:
         while not self.let_go.is_set():
