@@ -44,7 +44,7 @@ def bars(
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.legend(fontsize=8, frameon=False, ncols=len(series))
-    figure.text(0.99, 0.005, machine(), ha="right", fontsize=6, color="#718096")
+    figure.text(0.99, 0.005, machine().rpartition(", ")[0], ha="right", fontsize=6, color="#718096")
     figure.tight_layout()
     FOLDER.mkdir(exist_ok=True)
     figure.savefig(FOLDER / f"{name}.png")

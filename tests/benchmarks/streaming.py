@@ -148,7 +148,7 @@ def measure(database_url: str) -> None:
     names = list(dict.fromkeys(name for name, *_ in results))
     bars(
         "streaming",
-        "Publish to client, p99 in milliseconds (logarithmic): subscribers at frames a second",
+        "Publish to client, p99 in ms: subscribers at frames a second",
         [f"{count:,} at {rate}" for count, rate in CASES],
         {each: [w.p99 for name, _, _, w in results if name == each] for each in names},
         logarithmic=True,
