@@ -110,7 +110,7 @@ def filled(connection: Connection[TupleRow], projection: AnyProjection, position
 def test_a_rebuild_of_many_random_stories_changes_nothing(log: EventLog, projector: LiveProjector) -> None:
     dice = random.Random(7)
     tellers = [Teller(f"t{number}", dice.choice) for number in range(40)]
-    tell_all(tellers, 1500, dice.choice)
+    tell_all(tellers, 2000, dice.choice)
     assert projector.wait_for(append(log, tellers, dice), 30)
     live = stored(log)
 

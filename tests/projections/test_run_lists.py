@@ -43,7 +43,7 @@ def names(found: list[RunSnapshot]) -> list[str]:
 
 
 def test_any_page_size_and_filter_gives_what_a_filter_of_everything_gives(log: EventLog, runs: ProjectedRuns) -> None:
-    random_stories(log, 5, threads=6, steps=300)
+    random_stories(log, 5, threads=8, steps=800)
     every = pages(runs, 1000)
     assert len(every) > 30
     middle = every[len(every) // 2]

@@ -46,6 +46,13 @@ _STATEMENTS = (
        and (w.checkpoint_ns, w.checkpoint_id) = (c.checkpoint_ns, c.checkpoint_id)
     """,
     f"delete from {{saved}}.checkpoints where {_OWN}",
+    # A task's writes may be stored before the checkpoint that they belong to, which then was refused.
+    """
+    delete from {saved}.checkpoint_writes w
+     where w.thread_id = %(thread)s
+       and not exists (select from {saved}.checkpoints c where (c.thread_id, c.checkpoint_ns, c.checkpoint_id)
+                                                             = (w.thread_id, w.checkpoint_ns, w.checkpoint_id))
+    """,
     """
     delete from {saved}.checkpoint_writes w using checkpoint_undo u
      where (u.thread_id, u.run_id) = (%(thread)s, %(run)s)
