@@ -22,6 +22,7 @@ from runs_es.domain import (
     WriteConflict,
     now,
 )
+from runs_es.execution.blocking import blocking
 from runs_es.log.append import Appended, FactItem
 from runs_es.log.event_log import EventLog
 from runs_es.log.pages import frame
@@ -147,7 +148,7 @@ class Attempt:
 
     async def _known_messages(self) -> dict[str, tuple[int, str]]:
         if self._messages is None:
-            keys = await asyncio.to_thread(self._log.reader.message_keys, self._run.thread_id)
+            keys = await blocking(self._log.reader.message_keys, self._run.thread_id)
             self._messages = _newest(keys)
         return self._messages
 
@@ -183,6 +184,7 @@ class Attempt:
             if self.writer.uncommitted > self._buffer_bytes:
                 await self._drained.wait()
             self.active_at = self._loop.time()
+        self._is_full = False
 
     async def flush(self) -> None:
         """Wait until everything so far is durable. Raises LeaseLost when the log refused it."""

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, suppress
 
 from runs_es.domain import Timeouts
+from runs_es.execution.blocking import blocking
 from runs_es.execution.protocol import RunExecutor
 from runs_es.execution.queue import JobQueue, QueueWorker
 from runs_es.execution.thread_lock import exclusive
@@ -103,7 +104,8 @@ class WorkerSupervisor:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         settings = self._settings
-        self._loop.set_default_executor(ThreadPoolExecutor(settings.concurrency + 4, "runs-es worker"))
+        # For agents alone, see blocking.py; more than runs, because those of runs that timed out may hang in one still.
+        self._loop.set_default_executor(ThreadPoolExecutor(4 * settings.concurrency + 32, "runs-es agent"))
         async with self._open_executor() as executor:
             worker = Worker(
                 self._log,
@@ -139,16 +141,16 @@ class WorkerSupervisor:
 
     async def _sweep(self, jobs: QueueWorker) -> None:
         while True:
-            await asyncio.to_thread(self._ready.wait)
+            await blocking(self._ready.wait)
             try:
                 for thread_id in await jobs.sweep():
                     logger.warning("thread %s had lost its worker; another takes over", thread_id)
-                waiting = set(await asyncio.to_thread(self._active_threads))
+                waiting = set(await blocking(self._active_threads))
                 if waiting:
                     for thread_id in waiting - await jobs.threads_with_jobs():
-                        await asyncio.to_thread(self._queue.wake, thread_id)
+                        await blocking(self._queue.wake, thread_id)
                 if self._reap is not None:
-                    await asyncio.to_thread(self._reap)
+                    await blocking(self._reap)
             except Exception:
                 logger.exception("a sweep failed; the next one tries again")
             await asyncio.sleep(self._settings.sweep_seconds)

@@ -34,6 +34,7 @@ from runs_es.domain import (
     WriteConflict,
 )
 from runs_es.execution.attempt import Attempt
+from runs_es.execution.blocking import blocking
 from runs_es.execution.deadline import Deadline
 from runs_es.execution.protocol import RunExecutor, RunOutcome
 from runs_es.log.append import Append, Appended, FactItem
@@ -147,7 +148,7 @@ class Worker:
         """Claim the oldest due run. A run that ended instead of starting is passed over."""
         while True:
             claim = _Claim(uuid.uuid4().hex, self.worker_id, self._limits.max_attempts, self._restore)
-            decided = await asyncio.to_thread(
+            decided = await blocking(
                 self._decisions.make,
                 thread_id,
                 claim.decide,
@@ -236,10 +237,10 @@ class Worker:
         """Fold again. False: the run was cancelled, and is stopped and ended. Raises LeaseLost when it is another's."""
         attempt.disturbed.clear()
         thread_id = attempt.run.thread_id
-        fences = await asyncio.to_thread(self._log.reader.fences, [thread_id])
+        fences = await blocking(self._log.reader.fences, [thread_id])
         if fences.get(thread_id) == attempt.fence and not attempt.writer.refused:
             return True
-        thread, head = await asyncio.to_thread(self._decisions.look, thread_id)
+        thread, head = await blocking(self._decisions.look, thread_id)
         run = thread.claimed(attempt.run.run_id, attempt.claim_id)
         if run.cancel_requested is None and not attempt.writer.refused:
             attempt.writer.fence = head.fence  # raised by something that does not concern this run
@@ -272,7 +273,7 @@ class Worker:
                 # What it ended with cannot be stored; that is how it ended, then.
                 await self._write_end(attempt, unwritable, None)
         except (WriteConflict, LeaseLost):
-            thread, _ = await asyncio.to_thread(self._decisions.look, attempt.run.thread_id)
+            thread, _ = await blocking(self._decisions.look, attempt.run.thread_id)
             current = thread.claimed(attempt.run.run_id, attempt.claim_id)
             await self._end(attempt, self._cancelled if current.cancel_requested else self._refused)
 
@@ -306,7 +307,7 @@ class Worker:
             how(run)
             return _decision(run, thread.closed(run), self._restore)
 
-        await asyncio.to_thread(self._decisions.make, attempt.run.thread_id, decide, provenance=self._provenance)
+        await blocking(self._decisions.make, attempt.run.thread_id, decide, provenance=self._provenance)
 
     @staticmethod
     def _cancelled(run: Run) -> None:
@@ -326,7 +327,7 @@ class Worker:
                     await attempt.flush()
             await self._end(attempt, Run.requeue)
             if self._on_requeue is not None:
-                await asyncio.to_thread(self._on_requeue, attempt.run.thread_id)
+                await blocking(self._on_requeue, attempt.run.thread_id)
         except (LeaseLost, WriteConflict, StoreUnavailable, ThreadNotFound) as error:
             logger.warning("run %s could not be handed over: %s", attempt.run.run_id, error)
 

@@ -109,9 +109,12 @@ class _Frames:
         await self._send_values((), head.values)
 
     async def retain(self, head: StateSnapshot) -> None:
-        """Messages that the thread lists and its state no longer holds leave the list: those of turns that a run from
-        an earlier checkpoint did anew, and those that the graph removed.
+        """After a run from an earlier checkpoint: what the thread lists and its state no longer holds leaves the list,
+        for those turns were done anew. What a graph takes out of its state by itself stays in its users' history.
         """
+        kwargs = self._run.run.kwargs
+        if not (kwargs.get("checkpoint_id") or (kwargs.get("checkpoint") or {}).get("checkpoint_id")):
+            return
         held = self._new.ids(head.values)
         if held is not None:
             await self._run.retain_messages(held, "not in the state that the run left")

@@ -1,0 +1,20 @@
+"""The store's own threads for what blocks. Agents have the event loop's default ones: a graph whose synchronous nodes
+hang there for ever, with their runs timed out long ago, must not keep the worker from claiming and ending runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_THREADS = 32
+_threads = ThreadPoolExecutor(_THREADS, "runs-es worker")
+
+
+async def blocking(function: Callable[..., T], *arguments: object, **named: object) -> T:
+    """Call `function` in one of the threads."""
+    return await asyncio.get_running_loop().run_in_executor(_threads, lambda: function(*arguments, **named))
