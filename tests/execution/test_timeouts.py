@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
 
 from runs_es.domain import RunStatus, Timeouts
+from runs_es.execution.protocol import ActiveRun
 from runs_es.log.decisions import Decision
 from runs_es.service.commands import CreateRunCommand, GetRunQuery
 from runs_es.settings import Settings
-from runs_projections.wiring import Store
+from runs_projections.wiring import Store, open_store
 from tests.execution.test_worker import Scripted, command, events_of, listed, topics, until, within
 
 IDLE = "the run showed no sign of life for 0.3 s (idle_timeout_seconds)"
@@ -123,3 +125,30 @@ async def test_a_timeout_that_is_none_is_refused_before_anything_is_recorded(set
         assert topics(store) == []
 
     await within(settings, body)
+
+
+class Hanging:
+    """An agent whose synchronous work hangs in a thread of the event loop, as that of a graph may."""
+
+    def __init__(self) -> None:
+        self.let_go = threading.Event()
+
+    async def execute(self, run: ActiveRun) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, self.let_go.wait)
+
+
+async def test_agents_that_hang_in_threads_after_their_time_do_not_keep_the_worker_from_ending_runs(
+    settings: Settings,
+) -> None:
+    hanging = Hanging()
+    with open_store(settings.model_copy(update={"concurrency": 1}), executor=hanging) as store:
+        try:
+            for number in range(7):  # more than such a worker once had threads
+                asked = command("hang", f"t{number}", config={"timeout_seconds": 0.1})
+                run = await store.service.create_background(asked)
+                await asyncio.wait_for(store.service.ended(run.thread_id, run.run_id), 20)
+                found = await store.service.get_run(GetRunQuery(run_id=run.run_id))
+                assert found is not None
+                assert found.status is RunStatus.TIMEOUT
+        finally:
+            hanging.let_go.set()
