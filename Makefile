@@ -32,7 +32,7 @@ serve: install ## Run the server: embedded database in .data/, demo agent, no ke
 	@RUNS_ES_DATA_DIR="$${RUNS_ES_DATA_DIR:-.data}" exec $(BIN)/runs-es serve --host $(HOST) --port $(PORT) $(if $(CONFIG),--config $(CONFIG))
 
 test: install ## Run the test suite against a real PostgreSQL, a process a core
-	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	@$(BIN)/python -m pytest tests --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: install ## Format, lint, types, import contracts
 	@$(BIN)/ruff format --check .

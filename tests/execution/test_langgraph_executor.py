@@ -165,9 +165,7 @@ async def test_messages_of_subgraphs_are_recorded_from_the_root_alone(executor: 
     assert run.log[-2:] == ["message", "values"]
 
 
-async def test_what_is_retained_at_the_end_are_the_messages_of_the_state_under_the_ids_they_were_recorded_with() -> (
-    None
-):
+async def test_what_a_run_from_a_checkpoint_retains_are_the_messages_of_its_state_under_their_recorded_ids() -> None:
     class Plain(TypedDict):
         messages: list[Any]
 
@@ -176,7 +174,7 @@ async def test_what_is_retained_at_the_end_are_the_messages_of_the_state_under_t
 
     graph = StateGraph(Plain).add_node("answer", answer).add_edge(START, "answer").add_edge("answer", END).compile()
     given = [{"type": "human", "content": "gone", "id": "gone"}, {"type": "human", "content": "a"}]
-    run = RecordedRun({"input": {"messages": given}})
+    run = RecordedRun({"input": {"messages": given}, "checkpoint_id": "1f1e6cf7-bbdd-655d-bfff-8cef925851a0"})
     await executor_of(graph).execute(run)
 
     by_content = {message["content"]: message["id"] for message in run.messages}
