@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Depends, Path, Query
 from starlette.responses import Response
 
 from runs_api.as_of import AsOfQuery, as_of_header, run_as_of, thread_as_of
-from runs_api.caller import CallerOf
+from runs_api.caller import Caller, CallerOf
 from runs_api.edge import Edge, EdgeOf
 from runs_api.errors import ApiError
 from runs_api.events import MOST, Many, Types, must_see_run
@@ -34,27 +34,37 @@ before `before_seq`, else the latest. `X-Runs-Has-More` says whether there is mo
 """
 
 
+@dataclass(frozen=True)
+class Page:
+    """Which of the messages are asked for."""
+
+    after_seq: Seq | None = None
+    before_seq: Seq | None = None
+    limit: Many = 50
+    types: Types = None
+    visibility: Visible = "all"
+
+    def query(self, caller: Caller, thread_id: str, run_id: str | None = None) -> ListRunMessagesQuery:
+        return ListRunMessagesQuery(
+            thread_id=thread_id,
+            run_id=run_id,
+            limit=self.limit,
+            after_seq=self.after_seq,
+            before_seq=self.before_seq,
+            types=_only(self.types),
+            visibility=self.visibility,
+            user_id=caller.user_id,
+        )
+
+
+PageOf = Annotated[Page, Depends()]
+
+
 @router.get("/messages", response_model=list[Event], summary="List the messages of a thread", description=_LIST)
 async def list_thread_messages(
-    thread_id: ThreadIdPath,
-    edge: EdgeOf,
-    caller: CallerOf,
-    moment: AsOfQuery,
-    after_seq: Seq | None = None,
-    before_seq: Seq | None = None,
-    limit: Many = 50,
-    types: Types = None,
-    visibility: Visible = "all",
+    thread_id: ThreadIdPath, edge: EdgeOf, caller: CallerOf, moment: AsOfQuery, page: PageOf
 ) -> Response:
-    query = ListRunMessagesQuery(
-        thread_id=thread_id,
-        limit=limit,
-        after_seq=after_seq,
-        before_seq=before_seq,
-        types=_only(types),
-        visibility=visibility,
-        user_id=caller.user_id,
-    )
+    query = page.query(caller, thread_id)
     if moment is not None:
         return await _as_of(edge, query, (await thread_as_of(edge, caller, thread_id, moment))[1])
     await must_see(edge, caller, thread_id)
@@ -63,27 +73,9 @@ async def list_thread_messages(
 
 @router.get("/runs/{run_id}/messages", response_model=list[Event], summary="List a run's messages", description=_LIST)
 async def list_run_messages(
-    thread_id: ThreadIdPath,
-    run_id: RunIdPath,
-    edge: EdgeOf,
-    caller: CallerOf,
-    moment: AsOfQuery,
-    after_seq: Seq | None = None,
-    before_seq: Seq | None = None,
-    limit: Many = 50,
-    types: Types = None,
-    visibility: Visible = "all",
+    thread_id: ThreadIdPath, run_id: RunIdPath, edge: EdgeOf, caller: CallerOf, moment: AsOfQuery, page: PageOf
 ) -> Response:
-    query = ListRunMessagesQuery(
-        thread_id=thread_id,
-        run_id=run_id,
-        limit=limit,
-        after_seq=after_seq,
-        before_seq=before_seq,
-        types=_only(types),
-        visibility=visibility,
-        user_id=caller.user_id,
-    )
+    query = page.query(caller, thread_id, run_id)
     if moment is not None:
         return await _as_of(edge, query, (await run_as_of(edge, caller, thread_id, run_id, moment))[1])
     await must_see_run(edge, caller, thread_id, run_id)

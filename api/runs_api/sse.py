@@ -231,26 +231,6 @@ class Outbox:
 ABORT = "runs_es.abort"
 
 
-class Undelivered(Exception):
-    """Something could not be sent, which ends the stream."""
-
-    def __init__(self, ending: Ending) -> None:
-        super().__init__(ending)
-        self.ending = ending
-
-
-async def deliver(send: Send, message: Message, seconds: float) -> None:
-    """Send within a deadline: a client that takes nothing is cut off. Raises Undelivered."""
-    try:
-        async with asyncio.timeout(seconds):
-            await send(message)
-    except TimeoutError:
-        logger.info("a reader took nothing for %s s and is cut off", seconds)
-        raise Undelivered(Ending.CUT) from None
-    except OSError:
-        raise Undelivered(Ending.CLIENT_LEFT) from None  # how some servers say so
-
-
 async def client_left(receive: Receive) -> None:
     """Return once the client has gone."""
     while (await receive())["type"] != "http.disconnect":

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from runs_api.responses import encoded
-from runs_api.sse import Ending, Undelivered, client_left, deliver
+from runs_api.sse import Ending, client_left
 from runs_es.domain import RunDomainError
 from runs_es.settings import Settings
 
@@ -82,3 +82,23 @@ class ResultWhenEnded(Response):
 
     async def _send(self, send: Send, message: Message) -> None:
         await deliver(send, message, self._settings.send_timeout_seconds)
+
+
+class Undelivered(Exception):
+    """Something could not be sent, which ends the stream."""
+
+    def __init__(self, ending: Ending) -> None:
+        super().__init__(ending)
+        self.ending = ending
+
+
+async def deliver(send: Send, message: Message, seconds: float) -> None:
+    """Send within a deadline: a client that takes nothing is cut off. Raises Undelivered."""
+    try:
+        async with asyncio.timeout(seconds):
+            await send(message)
+    except TimeoutError:
+        logger.info("a reader took nothing for %s s and is cut off", seconds)
+        raise Undelivered(Ending.CUT) from None
+    except OSError:
+        raise Undelivered(Ending.CLIENT_LEFT) from None  # how some servers say so
