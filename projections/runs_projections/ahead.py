@@ -33,9 +33,11 @@ class ReadAhead:
         self._portion: Portion | None = None
 
     def begin(self, position: int, limit: int, max_bytes: int, topics: frozenset[str] | None) -> None:
-        """Read what comes after `position`, unless something is being read."""
-        if self._rows is not None:
+        """Read what comes after `position`, unless something is being read or is waited for."""
+        if self._rows is not None and (self._asked == (position, topics) or not self._rows.done()):
             return
+        # What was read before is not asked for any more: its projection went on elsewhere, or stands still.
+        self._portion = None
         self._thread = self._thread or ThreadPoolExecutor(1, "runs-es projector reader")
         self._asked = position, topics
         self._rows = self._thread.submit(self._read, position, limit, max_bytes, topics)

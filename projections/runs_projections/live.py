@@ -287,7 +287,7 @@ class LiveProjector:
         except Exception as error:
             if _is_of_the_connection(error):
                 raise
-            self._apply_singly(connection, group, position, recordeds)
+            self._apply_singly(connection, group, position, portion)
             return True
         if moved:
             for projection in group:
@@ -302,22 +302,25 @@ class LiveProjector:
         connection: Connection[TupleRow],
         group: Sequence[AnyProjection],
         position: int,
-        recordeds: Sequence[Recorded],
+        portion: feed.Portion,
     ) -> None:
         """Fact by fact, each projection alone: which one fails, and at which fact?"""
+        # The end of the portion is a step too: it may lie behind the last fact, and hold none at all.
+        steps: list[tuple[Sequence[Recorded], int]] = [([each], each.position) for each in portion.recordeds]
+        steps.append(([], portion.last))
         for projection in group:
             at = position
-            for recorded in recordeds:
+            for recordeds, to in steps:
                 try:
-                    if not step.advance(connection, [projection], at, [recorded], skips=self._skips):
+                    if to > at and not step.advance(connection, [projection], at, recordeds, to=to, skips=self._skips):
                         break
-                    self.applied[projection.name] += 1
                 except Exception as error:
                     if _is_of_the_connection(error):
                         raise
-                    self._fail(connection, projection, recorded.position, error)
+                    self._fail(connection, projection, to, error)
                     break
-                at = recorded.position
+                self.applied[projection.name] += len(recordeds)
+                at = to
         self._note(tracking.positions(connection, group))
 
     def _fail(

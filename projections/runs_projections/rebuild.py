@@ -124,7 +124,7 @@ class _Rebuilding:
         """Seconds that the swap took."""
         new = tables.rebuilt(self.schema, projection)
         stand = None if restart else rebuilds.find(self.connection, projection)
-        if stand is None or not tables.exists(self.connection, new.table):
+        if stand is None or not tables.is_alike(self.connection, self.schema, projection.table, new.table):
             stand = self._begin(projection, new)
         self.progress.add(stand.facts)
         if not stand.is_filled:

@@ -68,8 +68,18 @@ def _over(projection: AnyProjection, name: str) -> AnyProjection:
     return replace(projection, table=replace(projection.table, name=name))
 
 
-def exists(connection: Connection[TupleRow], table: AnyTable) -> bool:
-    return _exists(connection, table.name)
+def is_alike(connection: Connection[TupleRow], schema: str, live: AnyTable, new: AnyTable) -> bool:
+    """Whether the new table is there and has the columns of the live one, which a migration may have changed since."""
+    of_live, of_new = (_columns(connection, name) for name in (f"{schema}.{live.name}", new.name))
+    return of_live == of_new
+
+
+def _columns(connection: Connection[TupleRow], name: str) -> list[TupleRow]:
+    return connection.execute(
+        "select attname, format_type(atttypid, atttypmod) from pg_attribute"
+        " where attrelid = to_regclass(%s) and attnum > 0 and not attisdropped order by attname",
+        (name,),
+    ).fetchall()
 
 
 def begin(connection: Connection[TupleRow], schema: str, live: AnyTable, new: AnyTable) -> None:

@@ -17,6 +17,7 @@ from runs_es.domain import EventRecorded, Fact, Recorded, ThreadCreated, ThreadU
 from runs_es.log.append import Append, FactItem
 from runs_es.log.event_log import EventLog
 from runs_projections import PROJECTIONS, LiveProjector, feed, rebuild, step, tracking
+from runs_projections.ahead import ReadAhead
 from runs_projections.freshness import TrackingPoll
 from runs_projections.projection import AnyProjection
 from runs_projections.runs import RUNS
@@ -200,6 +201,33 @@ def test_a_row_that_the_database_refuses_stops_its_projection_alone(log: EventLo
             assert projector.failures[broken.name].position == bad
 
         assert list(stored(log, (broken,))[broken.name]) == [("good",)]
+
+
+def test_a_projection_that_cannot_be_moved_past_facts_it_does_not_want_stops_there(log: EventLog) -> None:
+    last = append_one(log, created("t"), *(noted(number, "x") for number in range(5)))
+    with psycopg.connect(log.url, autocommit=True) as connection:
+        connection.execute(f"alter table runs_es.tracking add check (name <> 'runs' or position < {last})")
+
+    with LiveProjector(log, [RUNS]) as projector:
+        assert not projector.wait_for(last, 10)
+        assert projector.failures["runs"].position == last
+
+
+def test_what_is_read_ahead_and_not_asked_for_makes_way(log: EventLog) -> None:
+    last = append_one(log, created("t"), *(noted(number, "x") for number in range(5)))
+    ahead = ReadAhead(log.url, log.schema)
+    try:
+        for position in (0, last - 1):
+            ahead.begin(position, 100, 2**20, None)
+            assert ahead._rows is not None
+            ahead._rows.result(10)
+            ahead.decode()
+        portion = ahead.take(last - 1, None)
+    finally:
+        ahead.close()
+
+    assert portion is not None
+    assert (portion.last, portion.size) == (last, 1)
 
 
 def test_an_unknown_topic_stops_every_projection_right_before_it(log: EventLog, projector: LiveProjector) -> None:

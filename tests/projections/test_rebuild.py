@@ -345,6 +345,17 @@ def test_a_restart_throws_away_what_a_killed_rebuild_has_done(log: EventLog) -> 
     assert stored(log)["messages"] == folded(log)["messages"]
 
 
+def test_a_killed_rebuild_begins_again_where_the_table_has_changed_since(log: EventLog) -> None:
+    many_runs(log, 40)
+    with pytest.raises(Killed):
+        rebuild(log, ["messages"], on_progress=dying(3), batch=20)
+    change(log, "alter table runs_es_rebuild.messages drop column metadata")  # as if a migration had brought it since
+
+    rebuild(log, ["messages"])
+
+    assert stored(log)["messages"] == folded(log)["messages"]
+
+
 def test_the_log_can_be_read_from_a_replica(log: EventLog, empty_database_url: str) -> None:
     with psycopg.connect(log.url, autocommit=True) as connection:
         template = connection.info.dbname
