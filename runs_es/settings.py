@@ -5,11 +5,13 @@ The table in README.md is checked against this class by a test.
 
 from __future__ import annotations
 
+from base64 import b64decode
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Self
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1024 * 1024
@@ -60,6 +62,21 @@ class Settings(BaseSettings):
     )
     drain_seconds: float = Field(5.0, ge=0, description="time that runs have to finish after SIGTERM")
 
+    webhook_secret: SecretStr | None = Field(
+        None,
+        description="signs webhooks: `whsec_` and 24 to 64 bytes in base64; several with spaces between all sign",
+    )
+    webhook_attempts: int = Field(12, ge=1, le=100, description="attempts at a webhook before it is given up")
+    webhook_backoff_seconds: float = Field(
+        2.0, gt=0, description="before the second attempt; twice as long before each further one, an hour at most"
+    )
+    webhook_timeout_seconds: float = Field(10.0, gt=0, description="time that an attempt at a webhook may take in all")
+    webhook_concurrency: int = Field(8, ge=1, le=200, description="webhooks that a worker sends at once")
+    webhook_response_bytes: int = Field(16384, ge=0, description="what is read of a receiver's answer, and thrown away")
+    webhook_allowed_networks: list[IPv4Network | IPv6Network] = Field(
+        [], description="networks that are not public and that webhooks may go to all the same (JSON list)"
+    )
+
     stream_heartbeat_seconds: float = Field(5.0, gt=0, description="comment line on an idle stream")
     stream_end_event: bool = Field(True, description="send `end` as the last event of a stream")
     send_timeout_seconds: float = Field(30.0, gt=0, description="a reader that takes nothing for so long is cut off")
@@ -97,6 +114,18 @@ class Settings(BaseSettings):
         None, description="request header, set by a trusted proxy, that names the user; unset means one user"
     )
     cors_origins: list[str] = Field(["*"], description="origins that browsers may call from (JSON list)")
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _can_sign(cls, given: SecretStr | None) -> SecretStr | None:
+        for secret in given.get_secret_value().split() if given is not None else ():
+            try:
+                sized = 24 <= len(b64decode(secret.removeprefix("whsec_"), validate=True)) <= 64
+            except ValueError:
+                sized = False
+            if not sized:
+                raise ValueError("each secret must be 24 to 64 bytes in base64, with or without `whsec_` before it")
+        return given
 
     @model_validator(mode="after")
     def _heartbeats_fit_into_the_lease(self) -> Self:

@@ -26,6 +26,7 @@ from runs_api import (
     stateless,
     threads,
     usage,
+    webhooks,
 )
 from runs_api.edge import Edge
 from runs_api.errors import add_handlers
@@ -93,6 +94,7 @@ def create_app(store: Store, settings: Settings) -> FastAPI:
         events,
         messages,
         usage,
+        webhooks,
         projections,
         meta,
     ):

@@ -1,4 +1,5 @@
-"""The command line: `serve | work | migrate | rebuild | projections | check | history | diff | tail | retain | erase`.
+"""The command line: `serve | work | migrate | rebuild | projections | webhooks | check | history | diff | tail`, and
+`retain | erase`.
 
 What can be expected to go wrong is answered with one sentence that says what to do, and exit code 1 (2 for a wrong
 command line); a traceback here is a mistake of ours.
@@ -27,7 +28,16 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from rich.text import Text
 
-from runs_api import cli_check, cli_diff, cli_history, cli_projections, cli_rebuild, cli_retention, cli_tail
+from runs_api import (
+    cli_check,
+    cli_diff,
+    cli_history,
+    cli_projections,
+    cli_rebuild,
+    cli_retention,
+    cli_tail,
+    cli_webhooks,
+)
 from runs_api.meta import version_of
 from runs_api.terminal import Refused, err, out
 from runs_es.database import (
@@ -284,6 +294,7 @@ def migrate() -> None:
 
 app.command()(cli_rebuild.rebuild)
 app.add_typer(cli_projections.app, name="projections")
+app.add_typer(cli_webhooks.app, name="webhooks")
 app.command()(cli_retention.retain)
 app.command()(cli_retention.erase)
 

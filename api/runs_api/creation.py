@@ -108,7 +108,7 @@ def _config(body: RunBody, own: Mapping[str, str]) -> dict[str, Any]:
 def _options(body: RunBody) -> dict[str, Any]:
     durability = body.durability or ("exit" if body.checkpoint_during is False else "async")
     options: dict[str, Any] = {
-        "webhook": None,
+        "webhook": body.webhook,
         "feedback_keys": None,
         "resumable": body.stream_resumable,
         "checkpoint_during": durability != "exit",

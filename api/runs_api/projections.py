@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from runs_api.edge import Edge, EdgeOf
 from runs_api.responses import Error, Json
+from runs_es.webhooks.deliveries import OPEN, Backlog
 from runs_projections import status
 from runs_projections.status import STATES, ProjectionStatus
 
@@ -50,6 +51,7 @@ async def list_projections(edge: EdgeOf) -> Response:
 async def metrics(edge: EdgeOf) -> Response:
     registry = CollectorRegistry()
     registry.register(_Projections(await edge.read(_statuses, edge), edge.store.projector.applied))
+    registry.register(_Webhooks(await edge.read(edge.store.webhooks.backlog)))
     return Response(generate_latest(registry), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
@@ -88,3 +90,26 @@ class _Projections(Collector):
         for name, facts in self._applied.items():
             applied.add_metric((name,), facts)
         yield from (lag, behind, led, state, applied)
+
+
+class _Webhooks(Collector):
+    """The same in every process: as the database has it."""
+
+    def __init__(self, backlog: Backlog) -> None:
+        self._backlog = backlog
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        count = GaugeMetricFamily(
+            "runs_es_webhooks", "Webhooks not delivered: waiting for their run, pending, given up", labels=("state",)
+        )
+        for state in OPEN:
+            count.add_metric((state,), self._backlog.states.get(state, 0))
+        age = GaugeMetricFamily(
+            "runs_es_webhook_oldest_seconds", "Time since the end of the run that is pending longest"
+        )
+        age.add_metric((), self._backlog.oldest_seconds)
+        behind = GaugeMetricFamily(
+            "runs_es_webhook_behind_facts", "Facts not yet looked at for the webhooks that they make due, at most"
+        )
+        behind.add_metric((), self._backlog.behind)
+        yield from (count, age, behind)

@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 from runs_api.errors import PLAIN, ApiError
 from runs_es.service.application import MAX_AFTER_SECONDS
 from runs_es.streams.cursor import MAX_SEQ
+from runs_es.webhooks.addresses import MAX_URL_LENGTH
 
 STREAM_MODES = ("values", "updates", "messages", "messages-tuple", "custom")
 MAX_DEPTH = 200  # orjson reads deeper than it can write
@@ -274,7 +275,9 @@ class RunBody(_Body):
     metadata: dict[str, Any] = Field(default_factory=dict)
     config: ConfigBody = Field(default_factory=ConfigBody)
     context: dict[str, Any] = Field(default_factory=dict)
-    webhook: NotOffered = None
+    webhook: str | None = Field(
+        None, max_length=MAX_URL_LENGTH, description="http(s) URL that gets one POST with the run once it has ended"
+    )
     interrupt_before: Breakpoints = None
     interrupt_after: Breakpoints = None
     stream_mode: Annotated[

@@ -9,7 +9,8 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
-from runs_es.service.views import RunMessageView, RunSnapshot, StoredRunEvent, ThreadSnapshot
+from runs_es.service.views import RunMessageView, StoredRunEvent, ThreadSnapshot
+from runs_es.service.views import run_body as run_body
 from runs_projections.freshness import Counted, Listed
 
 _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
@@ -165,21 +166,6 @@ def thread_body(thread: ThreadSnapshot, values: Any) -> dict[str, Any]:
     if thread.state_updated_at is not None:
         body |= {"error": thread.error, "interrupts": thread.interrupts}
     return body
-
-
-def run_body(run: RunSnapshot) -> dict[str, Any]:
-    return {
-        "run_id": run.run_id,
-        "thread_id": run.thread_id,
-        "assistant_id": run.assistant_id,
-        "metadata": run.metadata,
-        "status": run.status,
-        "kwargs": run.kwargs,
-        "multitask_strategy": run.multitask_strategy,
-        "created_at": run.created_at,
-        "updated_at": run.updated_at,
-        "langsmith_session_name": None,
-    }
 
 
 def event_body(event: RunMessageView) -> dict[str, Any]:

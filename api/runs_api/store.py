@@ -11,6 +11,7 @@ from runs_es.service.application import RunsApplicationService
 from runs_es.service.commands import FindRunsQuery, ListRunMessagesQuery, ListRunsQuery
 from runs_es.service.views import RunMessageView, RunSnapshot, StoredRunEvent, ThreadSnapshot
 from runs_es.streams.cursor import RunStreams
+from runs_es.webhooks.deliveries import Deliveries
 from runs_projections.consumption import ModelUsage
 from runs_projections.freshness import Counted, Listed
 from runs_projections.live import LiveProjector
@@ -135,6 +136,9 @@ class Store(Protocol):
 
     @property
     def usage(self) -> UsageReader: ...
+
+    @property
+    def webhooks(self) -> Deliveries: ...
 
     @property
     def projections(self) -> Sequence[AnyProjection]: ...

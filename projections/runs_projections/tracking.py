@@ -25,7 +25,7 @@ from runs_projections.projection import AnyProjection
 from runs_projections.stored_text import storable
 
 # Not of projections: what follows the log for itself and keeps its place in the same table, by name.
-RESERVED = frozenset({"checkpoints"})
+RESERVED = frozenset({"checkpoints", "webhooks"})
 _REASON_LENGTH = 2000
 _SHORT = 10_000  # facts that a live driver catches up with in a moment: nobody has to know
 _NEARLY = 1000

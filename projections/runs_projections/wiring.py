@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -27,6 +28,9 @@ from runs_es.service.application import RunsApplicationService
 from runs_es.settings import Settings
 from runs_es.streams.cursor import RunStreams
 from runs_es.streams.hub import Hub
+from runs_es.webhooks.addresses import check_url
+from runs_es.webhooks.deliverer import OpenState, WebhookDeliverer
+from runs_es.webhooks.deliveries import Deliveries
 from runs_projections.consumption import ProjectedUsage
 from runs_projections.live import LiveProjector
 from runs_projections.loading import load_projections
@@ -55,11 +59,13 @@ class Store:
     projections: tuple[AnyProjection, ...]
     log: EventLog
     streams: RunStreams
+    webhooks: Deliveries
     registry: GraphRegistry | None = None
     state: GraphStateReader | None = None
     _checkpoints: Any = None
     _reap: Callable[[], int] | None = None
     _restore: Callable[[str, str], None] | None = None
+    _open_state: OpenState | None = None
 
     def __init__(self, settings: Settings, *, executor: RunExecutor | None, config: Path | None, work: bool) -> None:
         self.settings = settings
@@ -111,8 +117,13 @@ class Store:
             scheduler=self.queue,
             threads=threads,
         )
+        self.service.check_webhook = partial(check_url, allowed=settings.webhook_allowed_networks)
+        self.webhooks = Deliveries(self.log.reader)
         open_executor = self._graphs(config) if executor is None else _given(executor)
         if work:
+            deliverer = WebhookDeliverer(self.log, self.webhooks, settings, self._open_state)
+            self._exit.callback(deliverer.close)
+            deliverer.start()
             self._work(open_executor)
 
     def rows(self, projection: Projection[R]) -> ProjectedRows[R]:
@@ -140,6 +151,7 @@ class Store:
         from runs_es.execution.langgraph.rollback import CheckpointRollback
         from runs_es.execution.langgraph.saver import open_checkpoint_pool
         from runs_es.execution.langgraph.state import GraphStateReader
+        from runs_es.webhooks.state_left import open_state_left
 
         registry = GraphRegistry.from_config(config) if config is not None else GraphRegistry.demo()
         registry.load_all()
@@ -148,6 +160,7 @@ class Store:
         checkpoints = CheckpointReaper(self.log.reader, schema)
         self._reap, self.service.forget = checkpoints.reap, checkpoints.forget
         self._restore = CheckpointRollback(self.log.reader, schema).restore
+        self._open_state = partial(open_state_left, registry, url, schema)
         self.registry, self.state = registry, GraphStateReader(registry, self._checkpoints)
 
         @asynccontextmanager

@@ -88,6 +88,8 @@ class RunsApplicationService:
         self._cancellation = Cancellation(decisions, runs, scheduler)
         # Deletes what executors keep of a thread that is gone; called before its id is used again.
         self.forget: Callable[[str], None] = lambda _: None
+        # Raises ValueError for a `webhook` that nothing can be sent to.
+        self.check_webhook: Callable[[object], None] = lambda _: None
 
     async def create_background(self, command: CreateRunCommand) -> RunSnapshot:
         """Record a run and have it executed. Raises ThreadNotFound; ConflictError for `reject` on a busy thread."""
@@ -202,6 +204,8 @@ class RunsApplicationService:
         if not 0 <= command.after_seconds <= MAX_AFTER_SECONDS:
             raise LimitExceeded(f"after_seconds must be between 0 and {MAX_AFTER_SECONDS}")
         Timeouts.of(command.config)
+        if (webhook := command.options.get("webhook")) is not None:
+            self.check_webhook(webhook)
         thread_id = command.thread_id or new_id()
         run_id = command.run_id or new_id()
 

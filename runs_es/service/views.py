@@ -99,3 +99,19 @@ class RunStreamHandle:
     thread_id: str
     events: AsyncIterator[RunStreamEvent]
     stream: RunStream
+
+
+def run_body(run: RunSnapshot) -> dict[str, Any]:
+    """The run in the platform's shape."""
+    return {
+        "run_id": run.run_id,
+        "thread_id": run.thread_id,
+        "assistant_id": run.assistant_id,
+        "metadata": run.metadata,
+        "status": run.status,
+        "kwargs": run.kwargs,
+        "multitask_strategy": run.multitask_strategy,
+        "created_at": run.created_at,
+        "updated_at": run.updated_at,
+        "langsmith_session_name": None,
+    }

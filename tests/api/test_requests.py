@@ -76,7 +76,8 @@ def test_other_stream_modes_are_refused_by_name(mode: object):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("webhook", "https://example.org/hook"),
+        ("webhook", 5),
+        ("webhook", "https://example.org/" + "a" * 2048),
         ("feedback_keys", ["a"]),
         ("multitask_strategy", "nope"),
         ("assistant_id", ""),
