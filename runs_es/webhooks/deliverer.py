@@ -132,20 +132,37 @@ class WebhookDeliverer:
         return more
 
     async def _send_next(self, poster: Poster) -> bool:
+        """Begin to send, if anything is due; whether there was."""
+        claimed = await self._claim()
+        if claimed is None:
+            return False
+        task = asyncio.create_task(self._send_on(poster, claimed))
+        self._sending[task] = claimed[0].host
+        task.add_done_callback(self._sent)
+        return True
+
+    async def _claim(self) -> tuple[Delivery, float] | None:
+        """A delivery, and the moment of the loop's clock after which it must not be begun."""
         claimed_at = asyncio.get_running_loop().time()
         delivery = await self._blocking(self._deliveries.claim, self._lease, self._busy_hosts())
         if delivery is None:
-            return False
-        last_start = claimed_at + self._lease - self._settings.webhook_timeout_seconds
-        task = asyncio.create_task(self._deliver(poster, delivery, last_start))
-        self._sending[task] = delivery.host
-        task.add_done_callback(self._sent)
-        return True
+            return None
+        return delivery, claimed_at + self._lease - self._settings.webhook_timeout_seconds
+
+    async def _send_on(self, poster: Poster, claimed: tuple[Delivery, float] | None) -> None:
+        """This one, and the next, until nothing is due."""
+        task = asyncio.current_task()
+        assert task is not None
+        while claimed is not None:
+            self._sending[task] = claimed[0].host
+            await self._deliver(poster, *claimed)
+            self._sending[task] = ""
+            claimed = None if self._closing.is_set() else await self._claim()
 
     def _busy_hosts(self) -> list[str]:
         """Hosts that have half of all attempts under way: one slow receiver must not hold up the others."""
         most = max(self._settings.webhook_concurrency // 2, 1)
-        return [host for host, count in Counter(self._sending.values()).items() if count >= most]
+        return [host for host, count in Counter(filter(None, self._sending.values())).items() if count >= most]
 
     def _sent(self, task: asyncio.Task[None]) -> None:
         self._sending.pop(task, None)

@@ -27,6 +27,7 @@ OPEN = ("waiting", "pending", "failed")
 _BATCH = 5000  # facts
 _MAX_ERROR = 1000  # characters
 
+_NEWS = "select exists (select from events_facts f where f.position > t.position) from tracking t where t.name = %s"
 _CREATED = (
     "select thread_id, state, position from events_facts where position > %s and position <= %s and topic = %s"
     """ and position('"webhook":"'::bytea in state) > 0 order by position"""
@@ -124,7 +125,12 @@ class Deliveries:
 
         Raises UnknownTopic and ValueError for a creation that cannot be read: to pass over it would lose its webhook.
         """
-        with self._reader.connection() as connection, connection.transaction():
+        with self._reader.connection() as connection:
+            news = connection.execute(_NEWS, (NAME,)).fetchone()
+            return news == (True,) and self._follow(connection)
+
+    def _follow(self, connection: Connection[TupleRow]) -> bool:
+        with connection.transaction():
             # Rows and position are lost together, and made again from the log.
             connection.execute("set local synchronous_commit = off")
             # A process that is stopped in here must not keep the others from it.
