@@ -87,11 +87,12 @@ def test_a_run_on_a_temporary_thread_is_told_with_its_values(store: Store, recei
     assert receiver.requests[0].json["values"] == {"n": 1}
 
 
-def test_a_run_deleted_with_its_thread_is_still_told_as_it_ended(store: Store, receiver: Receiver) -> None:
+def test_a_run_deleted_since_and_its_thread_too_is_still_told_as_it_ended(store: Store, receiver: Receiver) -> None:
     answering = threading.Event()
     receiver.script = lambda made, _: 503 if not answering.is_set() else 200
     run = create(store, receiver.url(), {"frames": [["values", {"n": 1}]]})
     receiver.wait_for(lambda it: len(it.requests) > 0)
+    asyncio.run(store.service.delete_run(run.thread_id, run.run_id, user_id=None, provenance=Provenance()))
     asyncio.run(store.service.delete_thread(run.thread_id, provenance=Provenance()))
     answering.set()
     settled(store, run.thread_id, run.run_id, "delivered")
