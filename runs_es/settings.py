@@ -8,7 +8,7 @@ from __future__ import annotations
 from base64 import b64decode
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
@@ -75,6 +75,17 @@ class Settings(BaseSettings):
     webhook_response_bytes: int = Field(16384, ge=0, description="what is read of a receiver's answer, and thrown away")
     webhook_allowed_networks: list[IPv4Network | IPv6Network] = Field(
         [], description="networks that are not public and that webhooks may go to all the same (JSON list)"
+    )
+
+    cron_catch_up_seconds: float = Field(
+        60.0, ge=0, description="ticks of a cron that are late by no more than this all run, one after the other"
+    )
+    cron_missed: Literal["latest", "skip"] = Field(
+        "latest", description="of ticks missed for longer, because no server ran: run the `latest` one, or `skip` all"
+    )
+    cron_min_seconds: float = Field(10.0, ge=1, description="shortest time between two ticks of a cron")
+    max_crons_per_user: int = Field(
+        1000, ge=0, description="crons a user may have; all of them where there are no users"
     )
 
     stream_heartbeat_seconds: float = Field(5.0, gt=0, description="comment line on an idle stream")

@@ -15,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 from runs_api import (
     assistants,
     cancellation,
+    crons,
     diffs,
     events,
     history_page,
@@ -85,6 +86,7 @@ def create_app(store: Store, settings: Settings) -> FastAPI:
     for room in (
         assistants,
         threads,
+        crons,
         runs,
         run_lists,
         cancellation,

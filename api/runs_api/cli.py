@@ -137,6 +137,7 @@ def serve(
 ) -> None:
     """Run the HTTP server: migrates the database, serves the API, and executes runs unless told not to."""
     from runs_api.app import create_app
+    from runs_api.cron_runs import cron_runs
     from runs_api.server import run_server
     from runs_projections.wiring import open_store
 
@@ -149,6 +150,7 @@ def serve(
     ):
         url = _url(host, listener.getsockname()[1])
         service = create_app(store, settings)
+        store.fire_crons(cron_runs(store.registry))
         _settle_memory()
         healthy = run_server(
             service,
@@ -177,6 +179,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 @app.command()
 def work(config: Config = None, log_level: Level = LogLevel.WARNING) -> None:
     """Execute runs in this process, without an HTTP server, until SIGTERM or Ctrl+C."""
+    from runs_api.cron_runs import cron_runs
     from runs_projections.wiring import open_store
 
     settings = Settings()
@@ -186,6 +189,7 @@ def work(config: Config = None, log_level: Level = LogLevel.WARNING) -> None:
         signal.signal(number, lambda *_: stopping.set())
     with open_store(settings, config=config, work=True) as store:
         assert store.worker is not None
+        store.fire_crons(cron_runs(store.registry))
         _settle_memory()
         out.print(f"runs-es worker: up to {settings.concurrency} runs at once, on {_where(store.database, settings)}")
         out.print("Ctrl+C stops it.")

@@ -34,12 +34,14 @@ def stateful(body: RunBody, caller: Caller, graphs: Graphs | None, thread_id: st
     )
 
 
-def stateless(body: StatelessRunBody, caller: Caller, graphs: Graphs | None) -> CreateRunCommand:
+def stateless(
+    body: StatelessRunBody, caller: Caller, graphs: Graphs | None, thread_id: str | None = None
+) -> CreateRunCommand:
     """A run on a new thread, which goes with it unless it is to be kept."""
     if body.command is not None and body.command.resume is not None:
         raise ApiError(400, "You must provide a thread_id when resuming.")
     scope = RunScope.STATELESS if body.on_completion == "keep" else RunScope.TEMPORARY_THREAD
-    return _command(body, caller, graphs, new_id(), scope=scope, create_thread=True)
+    return _command(body, caller, graphs, thread_id or new_id(), scope=scope, create_thread=True)
 
 
 def _command(

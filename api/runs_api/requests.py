@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Coroutine, Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -112,6 +113,7 @@ CheckpointIdText = Annotated[str, AfterValidator(_uuid("Invalid checkpoint ID"))
 ThreadIdPath = Annotated[ThreadIdText, Path()]
 RunIdText = Annotated[str, AfterValidator(_uuid("Invalid run ID: must be a UUID")), _UUID_SCHEMA]
 RunIdPath = Annotated[RunIdText, Path()]
+CronIdPath = Annotated[str, Path(), AfterValidator(_uuid("Invalid cron ID: must be a UUID")), _UUID_SCHEMA]
 AssistantIdPath = Annotated[str, Path(), AfterValidator(_uuid("Invalid assistant ID: must be a UUID")), _UUID_SCHEMA]
 CheckpointIdPath = Annotated[CheckpointIdText, Path()]
 
@@ -373,4 +375,97 @@ class AssistantSearchBody(AssistantFilterBody):
     offset: Offset = 0
     sort_by: Literal["assistant_id", "created_at", "updated_at", "name", "graph_id"] | None = None
     sort_order: Literal["asc", "desc"] = "asc"
+    select: list[str] | None = None
+
+
+# --- crons ---
+
+
+def _in_utc(moment: datetime) -> datetime:
+    try:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("lies outside of the calendar") from None
+
+
+def _without_fields_of_single_runs(schema: dict[str, Any]) -> None:
+    for name in ("command", "checkpoint", "checkpoint_id", "after_seconds", "if_not_exists", "on_disconnect"):
+        schema["properties"].pop(name, None)
+
+
+class CronPatchBody(RunBody):
+    """What of a cron is to change; `metadata` is merged, everything else takes the place of what it was. Fields of
+    single runs (`command`, `checkpoint`, `after_seconds`, …) are ignored.
+    """
+
+    model_config = ConfigDict(extra="ignore", json_schema_extra=_without_fields_of_single_runs)
+
+    assistant_id: str = Field("", description="cannot be changed; ignored")
+    schedule: str = Field(
+        "",
+        description="minute, hour, day of month, month, day of week; with six fields the first is seconds;"
+        " or @hourly, @daily, @weekly, @monthly, @yearly",
+    )
+    timezone: str | None = Field(None, description="IANA name, as in `Europe/Berlin`; UTC where there is none")
+    end_time: Annotated[datetime, AfterValidator(_in_utc)] | None = Field(
+        None, description="no run after this; without an offset it is UTC; null takes it away"
+    )
+    enabled: bool = True
+    on_run_completed: Literal["delete", "keep"] | None = Field(
+        None, description="whether the thread of a run stays when it has ended; for crons without a thread (delete)"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_default(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            return {name: value for name, value in data.items() if value is not None or name == "end_time"}
+        return data
+
+    def payload(self) -> dict[str, Any]:
+        """What was said of the runs' request, but for their metadata."""
+        return self.model_dump(mode="json", include=set(_OF_CRON_RUNS), exclude_unset=True)
+
+
+_OF_CRON_RUNS = (
+    "input",
+    "config",
+    "context",
+    "webhook",
+    "interrupt_before",
+    "interrupt_after",
+    "stream_mode",
+    "stream_subgraphs",
+    "stream_resumable",
+    "durability",
+    "checkpoint_during",
+    "multitask_strategy",
+)
+
+
+class CronBody(CronPatchBody):
+    """A run to start again and again; what is only for single runs (`command`, `checkpoint`, …) is ignored."""
+
+    assistant_id: str = Field(min_length=1, max_length=255, description="id of an assistant, or name of a graph")
+    schedule: str = Field(
+        min_length=1,
+        description="minute, hour, day of month, month, day of week; with six fields the first is seconds;"
+        " or @hourly, @daily, @weekly, @monthly, @yearly",
+    )
+
+
+class CronFilterBody(_Body):
+    assistant_id: str | None = Field(None, description="id of an assistant, or name of a graph")
+    thread_id: ThreadIdText | None = None
+    enabled: bool | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class CronSearchBody(CronFilterBody):
+    limit: Limit = 10
+    offset: Offset = 0
+    sort_by: Literal[
+        "cron_id", "assistant_id", "thread_id", "created_at", "updated_at", "next_run_date", "end_time"
+    ] = "created_at"
+    sort_order: Literal["asc", "desc"] = "desc"
     select: list[str] | None = None

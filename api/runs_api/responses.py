@@ -9,6 +9,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
+from runs_es.service.crons import CronSnapshot
 from runs_es.service.views import RunMessageView, StoredRunEvent, ThreadSnapshot
 from runs_es.service.views import run_body as run_body
 from runs_projections.freshness import Counted, Listed
@@ -79,6 +80,23 @@ class Assistant(BaseModel):
     updated_at: str
     version: int
     description: str | None = None
+
+
+class Cron(BaseModel):
+    cron_id: str
+    assistant_id: str
+    thread_id: str | None = Field(description="the thread of its runs; null where each has its own")
+    on_run_completed: str | None = Field(description="delete or keep; null where the cron has a thread")
+    schedule: str
+    timezone: str | None
+    end_time: str | None
+    enabled: bool
+    payload: dict[str, Any] = Field(description="the request of its runs")
+    metadata: dict[str, Any] = Field(description="of its runs, which also get `cron_id`")
+    user_id: str | None
+    created_at: str
+    updated_at: str
+    next_run_date: str | None = Field(description="null where it is disabled or over")
 
 
 class ThreadState(BaseModel):
@@ -166,6 +184,25 @@ def thread_body(thread: ThreadSnapshot, values: Any) -> dict[str, Any]:
     if thread.state_updated_at is not None:
         body |= {"error": thread.error, "interrupts": thread.interrupts}
     return body
+
+
+def cron_body(cron: CronSnapshot) -> dict[str, Any]:
+    return {
+        "cron_id": cron.cron_id,
+        "assistant_id": cron.assistant_id,
+        "thread_id": cron.run_thread_id,
+        "on_run_completed": cron.on_run_completed,
+        "schedule": cron.schedule,
+        "timezone": cron.timezone,
+        "end_time": cron.end_time,
+        "enabled": cron.enabled,
+        "payload": {"assistant_id": cron.assistant_id, **cron.payload},
+        "metadata": cron.metadata,
+        "user_id": cron.user_id,
+        "created_at": cron.created_at,
+        "updated_at": cron.updated_at,
+        "next_run_date": cron.next_run_date,
+    }
 
 
 def event_body(event: RunMessageView) -> dict[str, Any]:

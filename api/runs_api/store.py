@@ -9,10 +9,12 @@ from typing import Any, Protocol
 from runs_es.log.event_log import EventLog
 from runs_es.service.application import RunsApplicationService
 from runs_es.service.commands import FindRunsQuery, ListRunMessagesQuery, ListRunsQuery
+from runs_es.service.crons import Crons
 from runs_es.service.views import RunMessageView, RunSnapshot, StoredRunEvent, ThreadSnapshot
 from runs_es.streams.cursor import RunStreams
 from runs_es.webhooks.deliveries import Deliveries
 from runs_projections.consumption import ModelUsage
+from runs_projections.cron_lists import ProjectedCrons
 from runs_projections.freshness import Counted, Listed
 from runs_projections.live import LiveProjector
 from runs_projections.projection import AnyProjection
@@ -139,6 +141,12 @@ class Store(Protocol):
 
     @property
     def webhooks(self) -> Deliveries: ...
+
+    @property
+    def crons(self) -> Crons: ...
+
+    @property
+    def cron_lists(self) -> ProjectedCrons: ...
 
     @property
     def projections(self) -> Sequence[AnyProjection]: ...

@@ -13,6 +13,7 @@ from importlib.metadata import entry_points
 from typing import Any
 
 from runs_es.settings import Settings
+from runs_projections.crons import CRONS
 from runs_projections.messages import MESSAGES
 from runs_projections.projection import AnyProjection, Projection
 from runs_projections.runs import RUNS
@@ -22,7 +23,7 @@ from runs_projections.usage import USAGE
 
 GROUP = "runs_es.projections"
 
-PROJECTIONS: tuple[AnyProjection, ...] = (RUNS, MESSAGES, THREADS, USAGE)
+PROJECTIONS: tuple[AnyProjection, ...] = (RUNS, MESSAGES, THREADS, USAGE, CRONS)
 
 
 class ProjectionLoadError(Exception):

@@ -25,6 +25,8 @@ from runs_es.log.decisions import Decisions
 from runs_es.log.event_log import EventLog
 from runs_es.log.retention import RetentionTimer
 from runs_es.service.application import RunsApplicationService
+from runs_es.service.cron_scheduler import CronScheduler
+from runs_es.service.crons import Crons, Launch
 from runs_es.settings import Settings
 from runs_es.streams.cursor import RunStreams
 from runs_es.streams.hub import Hub
@@ -32,6 +34,7 @@ from runs_es.webhooks.addresses import check_url
 from runs_es.webhooks.deliverer import OpenState, WebhookDeliverer
 from runs_es.webhooks.deliveries import Deliveries
 from runs_projections.consumption import ProjectedUsage
+from runs_projections.cron_lists import ProjectedCrons
 from runs_projections.live import LiveProjector
 from runs_projections.loading import load_projections
 from runs_projections.projection import AnyProjection, Projection
@@ -56,6 +59,8 @@ class Store:
     threads: ProjectedThreads
     events: ProjectedEvents
     usage: ProjectedUsage
+    crons: Crons
+    cron_lists: ProjectedCrons
     projections: tuple[AnyProjection, ...]
     log: EventLog
     streams: RunStreams
@@ -119,6 +124,8 @@ class Store:
         )
         self.service.check_webhook = partial(check_url, allowed=settings.webhook_allowed_networks)
         self.webhooks = Deliveries(self.log.reader)
+        self.cron_lists = ProjectedCrons(self.log, projector, wait=settings.list_wait_seconds)
+        self.crons = Crons(self.log, self.cron_lists, self.service.create_now, settings)
         open_executor = self._graphs(config) if executor is None else _given(executor)
         if work:
             deliverer = WebhookDeliverer(self.log, self.webhooks, settings, self._open_state)
@@ -129,6 +136,18 @@ class Store:
     def rows(self, projection: Projection[R]) -> ProjectedRows[R]:
         """A reader of a projection that this process follows."""
         return ProjectedRows(self.log, projection, self.projector, wait=self.settings.list_wait_seconds)
+
+    def fire_crons(self, launch: Launch) -> CronScheduler:
+        """Start runs of crons by their schedules until the store is closed. `launch` makes a cron's run."""
+        scheduler = CronScheduler(
+            self.database.url,
+            self.settings.db_schema,
+            self.cron_lists.due,
+            lambda cron, moment: self.crons.fire(cron, moment, launch),
+        )
+        self._exit.callback(scheduler.close)
+        scheduler.start()
+        return scheduler
 
     def _work(self, open_executor: Callable[[], AbstractAsyncContextManager[RunExecutor]]) -> None:
         self.worker = WorkerSupervisor(

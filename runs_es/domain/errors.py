@@ -5,7 +5,7 @@ RunDomainError
 ├ InvalidRunTransition        carries current, target
 ├ ConflictError               the thread is busy
 ├ UnsupportedStrategyError    a multitask strategy or cancel action that is not offered
-├ RunNotFound, ThreadNotFound, AssistantNotFound
+├ RunNotFound, ThreadNotFound, AssistantNotFound, CronNotFound
 ├ ThreadExists
 ├ WriteConflict               somebody else wrote first, and retrying did not help
 ├ LeaseLost                   a worker's write was refused: the run is somebody else's, or cancelled
@@ -55,6 +55,14 @@ class ThreadNotFound(RunDomainError):
     def __init__(self, thread_id: str) -> None:
         super().__init__(f"Thread with ID {thread_id} not found")
         self.thread_id = thread_id
+
+
+class CronNotFound(RunDomainError):
+    """No such cron, or not one the caller may see."""
+
+    def __init__(self, cron_id: str) -> None:
+        super().__init__(f"Cron with ID {cron_id} not found")
+        self.cron_id = cron_id
 
 
 class AssistantNotFound(RunDomainError):

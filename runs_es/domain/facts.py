@@ -26,6 +26,7 @@ MAX_EVENT_TYPE = 32
 MAX_CATEGORY = 16
 # Facts about the store itself. No thread of a user: those are UUIDs at the HTTP edge, and this one is never created.
 SYSTEM_THREAD = "runs-es.system"
+_CRON_THREADS = "runs-es.cron."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +59,8 @@ class Fact:
         object.__setattr__(self, name, value)
 
 
-IDENTIFIERS = frozenset({"thread_id", "run_id", "assistant_id", "claim_id", "message_id"})
-_COPIED = frozenset({"metadata", "kwargs", "content", "interrupts"})
+IDENTIFIERS = frozenset({"thread_id", "run_id", "assistant_id", "claim_id", "message_id", "cron_id"})
+_COPIED = frozenset({"metadata", "kwargs", "content", "interrupts", "payload", "changes"})
 ENUMS: dict[str, Any] = {
     "scope": RunScope,
     "multitask_strategy": MultitaskStrategy,
@@ -295,6 +296,73 @@ class ProjectionSkipped(ProjectionFact):
     topic: ClassVar[str] = "projection.skipped"
 
 
+def cron_thread(cron_id: str) -> str:
+    """The thread of the log that holds the facts of a cron; no thread of a user either."""
+    return _CRON_THREADS + cron_id
+
+
+@dataclass(frozen=True, kw_only=True)
+class CronFact(Fact):
+    """A fact about a cron, kept in its `cron_thread`. `next_run_date` (ISO 8601) is when it is due after this fact."""
+
+    cron_id: str
+    next_run_date: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CronCreated(CronFact):
+    """A run is to be started by a schedule: on `run_thread_id`, or where that is None on a thread of its own each time.
+
+    `payload` is the request of its runs as it came, `metadata` theirs.
+    """
+
+    topic: ClassVar[str] = "cron.created"
+    assistant_id: str
+    schedule: str
+    timezone: str | None = None
+    end_time: str | None = None
+    enabled: bool = True
+    run_thread_id: str | None = None
+    on_run_completed: str | None = None
+    payload: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    user_id: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CronUpdated(CronFact):
+    """`changes` are new values of fields of `CronCreated`."""
+
+    topic: ClassVar[str] = "cron.updated"
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CronDeleted(CronFact):
+    """A tombstone. Runs that it started stay."""
+
+    topic: ClassVar[str] = "cron.deleted"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CronFired(CronFact):
+    """The run of the time `tick` (ISO 8601) is in the log."""
+
+    topic: ClassVar[str] = "cron.fired"
+    tick: str
+    run_id: str
+    run_thread_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CronSkipped(CronFact):
+    """No run for `tick`, nor for others until `next_run_date`; `reason` says why."""
+
+    topic: ClassVar[str] = "cron.skipped"
+    tick: str
+    reason: str = ""
+
+
 def _check_length(field_name: str, value: str, most: int) -> None:
     if not isinstance(value, str) or not 1 <= len(value) <= most:
         raise ValueError(f"{field_name} must have 1 to {most} characters, got {value!r}")
@@ -322,6 +390,11 @@ FACT_TYPES: tuple[type[Fact], ...] = (
     EventRecorded,
     ProjectionRetried,
     ProjectionSkipped,
+    CronCreated,
+    CronUpdated,
+    CronDeleted,
+    CronFired,
+    CronSkipped,
 )
 
 

@@ -95,6 +95,10 @@ class RunsApplicationService:
         """Record a run and have it executed. Raises ThreadNotFound; ConflictError for `reject` on a busy thread."""
         return await self._call(self._create, command)
 
+    def create_now(self, command: CreateRunCommand) -> RunSnapshot:
+        """As `create_background`, for callers without an event loop: it blocks."""
+        return self._create(command)
+
     async def create_and_stream(
         self, command: CreateRunCommand, *, heartbeat_interval: float = 15.0
     ) -> RunStreamHandle:

@@ -14,6 +14,11 @@ import pytest
 from runs_es.domain import (
     FACT_TYPES,
     CancelAction,
+    CronCreated,
+    CronDeleted,
+    CronFired,
+    CronSkipped,
+    CronUpdated,
     DisconnectMode,
     EventCategory,
     EventRecorded,
@@ -48,6 +53,7 @@ SAMPLES = Path(__file__).parent / "samples"
 AT = "2026-06-01T12:00:00.123456+02:00"
 OF_RUN: dict[str, Any] = {"thread_id": "t", "occurred_at": AT, "run_id": "r"}
 OF_THREAD: dict[str, Any] = {"thread_id": "t", "occurred_at": AT}
+OF_CRON: dict[str, Any] = {**OF_THREAD, "cron_id": "c", "next_run_date": "2026-06-02T07:00:00+00:00"}
 
 # What a sample, by topic and version, comes out as in this version.
 EXPECTED: dict[tuple[str, int], Fact] = {
@@ -90,6 +96,23 @@ EXPECTED: dict[tuple[str, int], Fact] = {
     ),
     ("projection.retried", 1): ProjectionRetried(**OF_THREAD, projection="runs", version=1, position=17),
     ("projection.skipped", 1): ProjectionSkipped(**OF_THREAD, projection="runs", version=1, position=17),
+    ("cron.created", 1): CronCreated(
+        **OF_CRON,
+        assistant_id="agent",
+        schedule="0 9 * * mon-fri",
+        timezone="Europe/Berlin",
+        end_time="2026-12-01T00:00:00+00:00",
+        enabled=True,
+        run_thread_id=None,
+        on_run_completed="keep",
+        payload={"input": {"text": "hello"}},
+        metadata={"k": "v"},
+        user_id="ann",
+    ),
+    ("cron.updated", 1): CronUpdated(**OF_CRON, changes={"enabled": False}),
+    ("cron.deleted", 1): CronDeleted(**OF_THREAD, cron_id="c"),
+    ("cron.fired", 1): CronFired(**OF_CRON, tick="2026-06-01T09:00:00+00:00", run_id="r", run_thread_id="u"),
+    ("cron.skipped", 1): CronSkipped(**OF_CRON, tick="2026-06-01T09:00:00+00:00", reason="missed"),
 }
 
 

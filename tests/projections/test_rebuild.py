@@ -38,7 +38,7 @@ from tests.projections.following import following
 from tests.projections.histories import random_stories
 from tests.projections.test_live import append_one, append_strange, created
 
-TABLES = ("runs", "messages", "threads", "usage")
+TABLES = ("runs", "messages", "threads", "usage", "crons")
 
 
 def dumped(log: EventLog) -> dict[str, list[str]]:
@@ -148,7 +148,7 @@ def test_what_does_not_exist_cannot_be_rebuilt(log: EventLog) -> None:
 def test_a_url_will_do_in_place_of_a_log(log: EventLog) -> None:
     append_one(log, created("t"))
 
-    assert rebuild(log.url, schema="runs_es").rows == {"runs": 0, "messages": 0, "threads": 1, "usage": 0}
+    assert rebuild(log.url, schema="runs_es").rows == {"runs": 0, "messages": 0, "threads": 1, "usage": 0, "crons": 0}
 
 
 def test_a_verification_finds_every_difference_and_changes_nothing(log: EventLog, projector: LiveProjector) -> None:
