@@ -121,6 +121,19 @@ class Settings(BaseSettings):
         {},
         description="what a million tokens cost, by model, for `usage` (JSON; see projections/README.md)",
     )
+    external_assistants: str | None = Field(
+        None,
+        description="assistants that external workers execute, separated by commas; beside those of the configuration",
+    )
+    worker_token: SecretStr | None = Field(
+        None,
+        description="what external workers send as `Authorization: Bearer …`; unset means that only this machine's may",
+    )
+    worker_max_lease_seconds: float = Field(3600.0, ge=1, description="longest lease an external worker may ask for")
+    worker_max_wait_seconds: float = Field(60.0, ge=0, description="longest wait of an external worker for a run")
+    worker_max_items: int = Field(
+        1000, ge=1, description="events, messages and facts of an external worker's request, each"
+    )
     user_header: str | None = Field(
         None, description="request header, set by a trusted proxy, that names the user; unset means one user"
     )
@@ -137,6 +150,11 @@ class Settings(BaseSettings):
             if not sized:
                 raise ValueError("each secret must be 24 to 64 bytes in base64, with or without `whsec_` before it")
         return given
+
+    @property
+    def external_names(self) -> list[str]:
+        """`external_assistants`, one by one."""
+        return [name.strip() for name in (self.external_assistants or "").split(",") if name.strip()]
 
     @model_validator(mode="after")
     def _heartbeats_fit_into_the_lease(self) -> Self:

@@ -18,6 +18,7 @@ from runs_api import (
     crons,
     diffs,
     events,
+    external,
     history_page,
     messages,
     meta,
@@ -97,6 +98,7 @@ def create_app(store: Store, settings: Settings) -> FastAPI:
         messages,
         usage,
         webhooks,
+        external,
         projections,
         meta,
     ):

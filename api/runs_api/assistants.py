@@ -1,4 +1,4 @@
-"""Assistants: one for each registered graph. They are not made or changed here."""
+"""Assistants: one for each registered graph, function and external worker. They are not made or changed here."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from runs_api.caller import CallerOf
 from runs_api.edge import Edge, EdgeOf
+from runs_api.errors import ApiError
 from runs_api.requests import AssistantFilterBody, AssistantIdPath, AssistantSearchBody, JsonRoute
 from runs_api.responses import ERRORS, Assistant, Json, pagination, selected
 from runs_es.domain import AssistantNotFound
@@ -17,6 +18,7 @@ from runs_es.domain import AssistantNotFound
 router = APIRouter(prefix="/assistants", tags=["Assistants"], route_class=JsonRoute, responses=ERRORS)
 
 _METADATA = {"created_by": "system"}
+_SCHEMAS = ("input_schema", "output_schema", "state_schema", "config_schema", "context_schema")
 
 
 def assistant_body(edge: Edge, graph_id: str, assistant_id: str) -> dict[str, Any]:
@@ -79,13 +81,22 @@ async def get_assistant_graph(
     assistant_id: AssistantIdPath, edge: EdgeOf, _: CallerOf, xray: bool | int = False
 ) -> Response:
     graph_id = _graph_id(edge, assistant_id)
+    if not await edge.read(_is_graph, edge, graph_id):
+        raise ApiError(404, f"Assistant {graph_id!r} is a function or an external worker's: it has no graph to show")
     return Json(await edge.read(_drawn, _graph(edge, graph_id), xray))
 
 
 @router.get("/{assistant_id}/schemas", summary="Get the JSON schemas of an assistant's graph")
 async def get_assistant_schemas(assistant_id: AssistantIdPath, edge: EdgeOf, _: CallerOf) -> Response:
     graph_id = _graph_id(edge, assistant_id)
-    return Json({"graph_id": graph_id, **await edge.read(_schemas, _graph(edge, graph_id))})
+    known = await edge.read(_is_graph, edge, graph_id)
+    schemas = await edge.read(_schemas, _graph(edge, graph_id)) if known else dict.fromkeys(_SCHEMAS)
+    return Json({"graph_id": graph_id, **schemas})
+
+
+def _is_graph(edge: Edge, graph_id: str) -> bool:
+    assert edge.store.registry is not None
+    return edge.store.registry.is_graph(graph_id)
 
 
 def _graph(edge: Edge, graph_id: str) -> Callable[[], Any]:

@@ -267,7 +267,7 @@ def _example(url: str, graph: str) -> str:
 
 def _stop(store: Store) -> None:
     out.print("stopping: streams are cut, to be joined again elsewhere; runs are finished or handed over")
-    store.streams.close()
+    store.stop_waiting()
     if store.worker is not None:
         store.worker.drain()  # while requests under way are answered, not after them
 

@@ -171,6 +171,9 @@ class _Body(BaseModel):
         return data
 
 
+Body = _Body  # also of those that stand in other modules
+
+
 def _offered_mode(mode: Any) -> str:
     if mode not in STREAM_MODES:
         raise ValueError(f"{mode!r} is not offered; there are {', '.join(STREAM_MODES)}")

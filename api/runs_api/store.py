@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
+from runs_es.execution.external import Arrivals, ExternalRuns
 from runs_es.log.event_log import EventLog
 from runs_es.service.application import RunsApplicationService
 from runs_es.service.commands import FindRunsQuery, ListRunMessagesQuery, ListRunsQuery
@@ -109,7 +110,7 @@ class StateReader(Protocol):
 
 
 class Graphs(Protocol):
-    """The graphs that this deployment has."""
+    """The graphs that this deployment has, and its other assistants."""
 
     @property
     def names(self) -> list[str]: ...
@@ -119,6 +120,8 @@ class Graphs(Protocol):
     def resolve(self, assistant_id_or_name: str) -> str | None: ...
 
     def get(self, name: str) -> Any: ...
+
+    def is_graph(self, name: str) -> bool: ...
 
 
 class Store(Protocol):
@@ -162,6 +165,12 @@ class Store(Protocol):
 
     @property
     def state(self) -> StateReader | None: ...
+
+    @property
+    def external(self) -> ExternalRuns: ...
+
+    @property
+    def arrivals(self) -> Arrivals: ...
 
     @property
     def registry(self) -> Graphs | None: ...

@@ -7,7 +7,7 @@ everybody; what has no user is everybody's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from runs_es.domain import (
@@ -110,12 +110,33 @@ class ProjectedRuns:
             run.thread_id, lambda thread, _: Decision(thread.delete_run(run_id)), provenance=provenance
         )
 
-    def active_threads(self) -> list[str]:
-        """Threads with a run that is running, or pending and due, as far as the read model knows; for sweeps."""
+    def active_threads(self, *, without: Collection[str] = ()) -> list[str]:
+        """Threads with a run that is running, or pending and due, as far as the read model knows; for sweeps.
+
+        Runs of the assistants `without` (ids) do not count.
+        """
         with self._reader.connection() as connection:
             rows = connection.execute(
                 "select distinct thread_id from runs where status in ('pending', 'running')"
-                " and (due_at is null or due_at::timestamptz <= now()) order by thread_id"
+                " and (due_at is null or due_at::timestamptz <= now()) and assistant_id <> all(%s) order by thread_id",
+                (list(without),),
+            ).fetchall()
+        return [thread_id for (thread_id,) in rows]
+
+    def waiting_threads(self, assistant_ids: Collection[str], limit: int = 32) -> list[str]:
+        """Threads whose next run is due and of one of these assistants, the oldest run first. What they know now is a
+        guess: the log decides. Waits, bounded, for the newest fact.
+        """
+        self._table.is_current(self._reader.last_position())
+        with self._reader.connection() as connection:
+            rows = connection.execute(
+                "select r.thread_id from runs r where r.status = 'pending' and r.assistant_id = any(%(ids)s)"
+                " and (r.due_at is null or r.due_at::timestamptz <= now())"
+                " and not exists (select from runs o where o.thread_id = r.thread_id"
+                "   and (o.status = 'running' or (o.status = 'pending' and o.created_seq < r.created_seq"
+                "        and (o.due_at is null or o.due_at::timestamptz <= now()))))"
+                " order by moment(r.created_at) limit %(limit)s",
+                {"ids": list(assistant_ids), "limit": limit},
             ).fetchall()
         return [thread_id for (thread_id,) in rows]
 

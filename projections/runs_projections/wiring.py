@@ -8,7 +8,7 @@ with open_store(Settings(), executor=MyExecutor()) as store:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from functools import partial
@@ -18,9 +18,13 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from runs_es.database import open_database
 from runs_es.database.migrate import migrate
+from runs_es.execution.external import Arrivals, ExternalAssistants, ExternalRuns, LeaseSweep
+from runs_es.execution.functions import FunctionExecutor
+from runs_es.execution.langgraph.graphs import assistant_id
 from runs_es.execution.protocol import RunExecutor
 from runs_es.execution.queue import JobQueue
-from runs_es.execution.supervisor import WorkerSupervisor
+from runs_es.execution.supervisor import WorkerSupervisor, limits_of
+from runs_es.execution.thread_lock import exclusive
 from runs_es.log.decisions import Decisions
 from runs_es.log.event_log import EventLog
 from runs_es.log.retention import RetentionTimer
@@ -43,7 +47,7 @@ from runs_projections.rows import ProjectedRows
 
 if TYPE_CHECKING:
     from runs_es.execution.langgraph.graphs import GraphRegistry
-    from runs_es.execution.langgraph.state import GraphStateReader
+    from runs_projections.shown_state import AssistantStates
 
 R = TypeVar("R")
 
@@ -66,7 +70,9 @@ class Store:
     streams: RunStreams
     webhooks: Deliveries
     registry: GraphRegistry | None = None
-    state: GraphStateReader | None = None
+    state: AssistantStates | None = None
+    external: ExternalRuns
+    arrivals: Arrivals
     _checkpoints: Any = None
     _reap: Callable[[], int] | None = None
     _restore: Callable[[str, str], None] | None = None
@@ -99,6 +105,7 @@ class Store:
         self._exit.callback(retention.close)
         retention.start()
         threads = self._exit.enter_context(ThreadPoolExecutor(_THREADS, "runs-es service"))
+        self._threads = threads
         self.projections = load_projections(settings)
         projector = LiveProjector(self.log, self.projections)
         projector.start()
@@ -125,8 +132,9 @@ class Store:
         self.service.check_webhook = partial(check_url, allowed=settings.webhook_allowed_networks)
         self.webhooks = Deliveries(self.log.reader)
         self.cron_lists = ProjectedCrons(self.log, projector, wait=settings.list_wait_seconds)
-        self.crons = Crons(self.log, self.cron_lists, self.service.create_now, settings)
+        self.crons = Crons(self.log, self.cron_lists, self.service.create_now, settings, self.service.check_webhook)
         open_executor = self._graphs(config) if executor is None else _given(executor)
+        self._serve_external_workers(self.registry.external if self.registry else settings.external_names)
         if work:
             deliverer = WebhookDeliverer(self.log, self.webhooks, settings, self._open_state)
             self._exit.callback(deliverer.close)
@@ -156,12 +164,37 @@ class Store:
             self.queue,
             open_executor,
             self.settings,
-            self.runs.active_threads,
+            partial(self.runs.active_threads, without=self.external.assistants.ids),
             reap=self._reap,
             restore=self._restore,
+            accepts=self.external.assistants.leave,
         )
         self._exit.callback(self.worker.stop)
         self.worker.start()
+
+    def _serve_external_workers(self, names: Iterable[str]) -> None:
+        limits, wake = limits_of(self.settings), self.queue.wake
+        self.external = ExternalRuns(
+            self.log,
+            self.decisions,
+            ExternalAssistants(names, assistant_id),
+            waiting=self.runs.waiting_threads,
+            wake=wake,
+            limits=limits,
+            guard=exclusive(self.log.reader, self.log.schema),
+            restore=self._restore,
+        )
+        self.arrivals = Arrivals(self.log)
+        sweep = LeaseSweep(
+            self.log,
+            self.decisions,
+            wake=wake,
+            interval=self.settings.sweep_seconds,
+            limits=limits,
+            restore=self._restore,
+        )
+        self._exit.callback(sweep.close)
+        sweep.start()
 
     def _graphs(self, config: Path | None) -> Callable[[], AbstractAsyncContextManager[RunExecutor]]:
         """The graphs of `config`, or the demo agent; how to run them, and how to read what they leave behind."""
@@ -171,8 +204,10 @@ class Store:
         from runs_es.execution.langgraph.saver import open_checkpoint_pool
         from runs_es.execution.langgraph.state import GraphStateReader
         from runs_es.webhooks.state_left import open_state_left
+        from runs_projections.shown_state import AssistantStates, ShownState
 
         registry = GraphRegistry.from_config(config) if config is not None else GraphRegistry.demo()
+        registry.add_external(self.settings.external_names)
         registry.load_all()
         url, schema = self.database.url, self.settings.db_schema
         self._checkpoints = open_checkpoint_pool(url, schema, _STATE_CONNECTIONS)
@@ -180,14 +215,17 @@ class Store:
         self._reap, self.service.forget = checkpoints.reap, checkpoints.forget
         self._restore = CheckpointRollback(self.log.reader, schema).restore
         self._open_state = partial(open_state_left, registry, url, schema)
-        self.registry, self.state = registry, GraphStateReader(registry, self._checkpoints)
+        self.registry = registry
+        graphs = GraphStateReader(registry, self._checkpoints)
+        self.state = AssistantStates(registry, graphs, ShownState(self.log.reader, self._threads))
 
         @asynccontextmanager
         async def open_executor() -> AsyncIterator[RunExecutor]:
             from runs_es.execution.langgraph.executor import LangGraphExecutor
 
             async with open_checkpoint_pool(url, schema, self.settings.concurrency) as pool:
-                yield LangGraphExecutor.over_pool(registry, pool, schema)
+                graphs = LangGraphExecutor.over_pool(registry, pool, schema)
+                yield FunctionExecutor(registry.functions, others=graphs)
 
         return open_executor
 
@@ -202,8 +240,13 @@ class Store:
 
     def close(self) -> None:
         """Stop the worker, end streams without an end, write what is queued, let go of the database."""
-        self.streams.close()
+        self.stop_waiting()
         self._exit.close()
+
+    def stop_waiting(self) -> None:
+        """End streams without an end, and claims that wait: their clients ask again elsewhere."""
+        self.streams.close()
+        self.arrivals.close()
 
     def __enter__(self) -> Self:
         return self

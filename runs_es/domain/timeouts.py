@@ -27,6 +27,12 @@ class Timeouts:
         wall, idle = _seconds(config, "timeout_seconds"), _seconds(config, "idle_timeout_seconds")
         return cls(default.wall if wall is None else wall, default.idle if idle is None else idle)
 
+    def why(self, kind: str) -> str:
+        """What to say of a run that is out of time: `wall` or `idle`."""
+        if kind == "wall":
+            return f"the run took longer than {self.wall or 0:g} s (timeout_seconds)"
+        return f"the run showed no sign of life for {self.idle or 0:g} s (idle_timeout_seconds)"
+
 
 def _seconds(config: Mapping[str, Any], name: str) -> float | None:
     value = config.get(name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future
 from typing import Any
@@ -15,20 +14,18 @@ from runs_es.domain import (
     EventRecorded,
     LeaseLost,
     LimitExceeded,
-    MessageRecorded,
-    MessageRemoved,
     Provenance,
     Run,
     WriteConflict,
     now,
 )
 from runs_es.execution.blocking import blocking
+from runs_es.execution.recording import Keyed, KnownMessages
 from runs_es.log.append import Appended, FactItem
 from runs_es.log.event_log import EventLog
 from runs_es.log.pages import frame
 from runs_es.log.run_writer import RunWriter
 
-_REMOVED = "removed"
 _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
 
 
@@ -55,7 +52,7 @@ class Attempt:
         self._is_full = False  # somebody waits for room
         self.active_at = self._loop.time()  # when it last had something to write
         self._recording = asyncio.Lock()
-        self._messages: dict[str, tuple[int, str]] | None = None  # by id: how many versions, hash of the newest
+        self._messages: KnownMessages | None = None
         self.disturbed = asyncio.Event()  # somebody raised the fence: fold again
         self.writer = RunWriter(
             log.writer,
@@ -105,51 +102,27 @@ class Attempt:
             await self._record_message(message)
 
     async def _record_message(self, message: Mapping[str, Any]) -> None:
-        message_id = str(message.get("id") or "")
-        content = orjson.dumps(message, option=_OPTIONS | orjson.OPT_SORT_KEYS)
-        digest = hashlib.blake2b(content, digest_size=12).hexdigest()
         messages = await self._known_messages()
-        versions, newest = messages.get(message_id, (0, ""))
-        if digest == newest:
-            return
-        fact = MessageRecorded(
-            thread_id=self._run.thread_id,
-            run_id=self._run.run_id,
-            occurred_at=now(),
-            message_id=message_id,
-            event_type=str(message.get("type") or "message")[:32],
-            content=orjson.loads(orjson.dumps(message, option=_OPTIONS)),
-        )
-        await self._room()
-        # The key counts versions, so that a message edited back to what it was is a new fact, and a retry is not.
-        key = f"message:{message_id}:{versions + 1}:{digest}"
-        self.record(self._log.item(fact, self._provenance, key))
-        messages[message_id] = (versions + 1, digest)
+        keyed = messages.recorded(self._run, message)
+        if keyed is not None:
+            await self._record_keyed(messages, keyed)
 
     async def retain_messages(self, message_ids: Collection[str], reason: str) -> None:
         """Record of every other message that the thread lists that it is removed."""
         async with self._recording:
             messages = await self._known_messages()
-            kept = frozenset(message_ids)
-            gone = [name for name, (_, newest) in messages.items() if newest not in ("", _REMOVED) and name not in kept]
-            for message_id in gone:
-                version = messages[message_id][0] + 1
-                fact = MessageRemoved(
-                    thread_id=self._run.thread_id,
-                    run_id=self._run.run_id,
-                    occurred_at=now(),
-                    message_id=message_id,
-                    reason=reason,
-                )
-                await self._room()
-                # A version like any other, so that recording the message again is a new fact.
-                self.record(self._log.item(fact, self._provenance, f"message:{message_id}:{version}:{_REMOVED}"))
-                messages[message_id] = (version, _REMOVED)
+            for message_id in messages.others(message_ids):
+                await self._record_keyed(messages, messages.removed(self._run, message_id, reason))
 
-    async def _known_messages(self) -> dict[str, tuple[int, str]]:
+    async def _record_keyed(self, messages: KnownMessages, keyed: Keyed) -> None:
+        fact, key = keyed
+        await self._room()
+        self.record(self._log.item(fact, self._provenance, key))
+        messages.note(key)
+
+    async def _known_messages(self) -> KnownMessages:
         if self._messages is None:
-            keys = await blocking(self._log.reader.message_keys, self._run.thread_id)
-            self._messages = _newest(keys)
+            self._messages = KnownMessages(await blocking(self._log.reader.message_keys, self._run.thread_id))
         return self._messages
 
     async def record_event(
@@ -216,19 +189,3 @@ class Attempt:
         self._drained.set()
         if refused:
             self.disturbed.set()
-
-
-def _newest(keys: list[tuple[str, bool]]) -> dict[str, tuple[int, str]]:
-    """By message id, how many versions there were and the content hash of the newest that still counts.
-
-    Keys read `message:id:version:hash`, with `removed` for a hash where the message was removed. Versions of deleted
-    runs, and from before the thread was deleted, are counted, so that no key is used again, but do not say that the
-    message is recorded.
-    """
-    messages: dict[str, tuple[int, str]] = {}
-    for key, counts in keys:
-        name, version, digest = key.rsplit(":", 2)
-        message_id = name.partition(":")[2]
-        before = messages.get(message_id, (0, ""))[1]
-        messages[message_id] = (int(version), digest if counts else before)
-    return messages

@@ -28,9 +28,9 @@ class Deadline:
         now = self._loop.time()
         wall, idle = self._wall_end(), self._idle_end()
         if wall is not None and now >= wall:
-            return f"the run took longer than {self._timeouts.wall:g} s (timeout_seconds)"
+            return self._timeouts.why("wall")
         if idle is not None and now >= idle:
-            return f"the run showed no sign of life for {self._timeouts.idle:g} s (idle_timeout_seconds)"
+            return self._timeouts.why("idle")
         return None
 
     def _wall_end(self) -> float | None:

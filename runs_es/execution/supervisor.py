@@ -18,7 +18,7 @@ from runs_es.execution.blocking import blocking
 from runs_es.execution.protocol import RunExecutor
 from runs_es.execution.queue import JobQueue, QueueWorker
 from runs_es.execution.thread_lock import exclusive
-from runs_es.execution.worker import Restore, Worker, WorkerLimits
+from runs_es.execution.worker import Accepts, Restore, Worker, WorkerLimits
 from runs_es.log.decisions import Decisions
 from runs_es.log.event_log import EventLog
 from runs_es.settings import Settings
@@ -28,6 +28,16 @@ logger = logging.getLogger(__name__)
 MAX_RESTARTS = 20
 
 OpenExecutor = Callable[[], AbstractAsyncContextManager[RunExecutor]]
+
+
+def limits_of(settings: Settings) -> WorkerLimits:
+    """The numbers that workers keep to."""
+    return WorkerLimits(
+        settings.max_attempts,
+        settings.cancel_grace_seconds,
+        settings.publish_buffer_bytes,
+        Timeouts(settings.run_timeout_seconds, settings.run_idle_timeout_seconds),
+    )
 
 
 class WorkerSupervisor:
@@ -43,6 +53,7 @@ class WorkerSupervisor:
         active_threads: Callable[[], list[str]],
         reap: Callable[[], int] | None = None,
         restore: Restore | None = None,
+        accepts: Accepts | None = None,
     ) -> None:
         self._log = log
         self._decisions = decisions
@@ -52,6 +63,7 @@ class WorkerSupervisor:
         self._active_threads = active_threads
         self._reap = reap
         self._restore = restore
+        self._accepts = accepts
         self._ready = threading.Event()
         self._stopped = threading.Event()
         self._failure: BaseException | None = None
@@ -111,14 +123,10 @@ class WorkerSupervisor:
                 self._log,
                 self._decisions,
                 executor,
-                limits=WorkerLimits(
-                    settings.max_attempts,
-                    settings.cancel_grace_seconds,
-                    settings.publish_buffer_bytes,
-                    Timeouts(settings.run_timeout_seconds, settings.run_idle_timeout_seconds),
-                ),
+                limits=limits_of(settings),
                 guard=exclusive(self._log.reader, self._log.schema),
                 restore=self._restore,
+                accepts=self._accepts,
                 on_requeue=self._queue.wake,
             )
             jobs = QueueWorker(

@@ -49,6 +49,7 @@ MAX_ERROR_TEXT = 16_384  # characters of a failure's text that are kept
 
 Guard = Callable[[str], AbstractContextManager[None]]
 Restore = Callable[[str, str], None]
+Accepts = Callable[[Run], bool]
 
 
 class AgentExited(Exception):
@@ -66,18 +67,21 @@ class WorkerLimits:
 
 
 @dataclass(slots=True)
-class _Claim:
-    """The decision to take a thread's oldest due run; `run` is that run, as the claim made it."""
+class Claim:
+    """The decision to take a thread's oldest due run, if the claimer `accepts` it; `run` is that run, as the claim made
+    it.
+    """
 
     claim_id: str
     worker_id: str
     max_attempts: int
     restore: Restore
+    accepts: Accepts
     run: Run | None = None
 
     def decide(self, thread: Thread, head: Head) -> Decision:
         due = thread.next_due() if thread.exists else None
-        if due is None:
+        if due is None or not self.accepts(due):
             self.run = None
             return Decision([])
         facts = thread.claim(
@@ -90,13 +94,14 @@ class _Claim:
         self.run = due.copy()
         for fact in facts:
             self.run.apply(fact)
-        return _decision(self.run, facts, self.restore)
+        return decision(self.run, facts, self.restore)
 
 
 class Worker:
     """Executes runs on one event loop. `guard(thread_id)` is held while a claim is appended, so that no checkpoint of
     an older claim is being written meanwhile. `restore(thread_id, run_id)` undoes what a run did to its thread's state,
-    before the run is rolled back in the log; called again, it does nothing.
+    before the run is rolled back in the log; called again, it does nothing. A run that it does not `accept`, due or in
+    flight, is another worker's, and its thread waits for that one.
     """
 
     def __init__(
@@ -108,6 +113,7 @@ class Worker:
         limits: WorkerLimits | None = None,
         guard: Guard | None = None,
         restore: Restore | None = None,
+        accepts: Accepts | None = None,
         worker_id: str | None = None,
         on_requeue: Callable[[str], None] | None = None,
     ) -> None:
@@ -119,6 +125,7 @@ class Worker:
         self._limits = limits or WorkerLimits()
         self._guard = guard or (lambda _: nullcontext())
         self._restore = restore or (lambda *_: None)
+        self._accepts = accepts or (lambda _: True)
         self._provenance = Provenance(actor=f"worker:{self.worker_id}")
         self._attempts: dict[str, Attempt] = {}
         self._lock = threading.Lock()
@@ -147,7 +154,7 @@ class Worker:
     async def _claim(self, thread_id: str) -> Attempt | None:
         """Claim the oldest due run. A run that ended instead of starting is passed over."""
         while True:
-            claim = _Claim(uuid.uuid4().hex, self.worker_id, self._limits.max_attempts, self._restore)
+            claim = Claim(uuid.uuid4().hex, self.worker_id, self._limits.max_attempts, self._restore, self._accepts)
             decided = await blocking(
                 self._decisions.make,
                 thread_id,
@@ -305,7 +312,7 @@ class Worker:
         def decide(thread: Thread, _: Head) -> Decision:
             run = thread.claimed(attempt.run.run_id, attempt.claim_id)
             how(run)
-            return _decision(run, thread.closed(run), self._restore)
+            return decision(run, thread.closed(run), self._restore)
 
         await blocking(self._decisions.make, attempt.run.thread_id, decide, provenance=self._provenance)
 
@@ -361,7 +368,7 @@ def _raises_fence(request: Append) -> bool:
     return any(isinstance(item, FactItem) and item.raises_fence for item in request.items)
 
 
-def _decision(run: Run, facts: Sequence[Fact], restore: Restore) -> Decision:
+def decision(run: Run, facts: Sequence[Fact], restore: Restore) -> Decision:
     """The facts with what belongs to them: `metadata` opens an attempt, `error` stands before a failure, and what a
     run did is undone before it is rolled back. By then the fence has been raised: its attempt saves nothing more.
     """

@@ -105,11 +105,19 @@ Start = Callable[[CreateRunCommand], RunSnapshot]
 class Crons:
     """Makes, changes and fires crons. Synchronous: on an event loop, call through a thread."""
 
-    def __init__(self, log: EventLog, reader: CronReader, start: Start, settings: Settings) -> None:
+    def __init__(
+        self,
+        log: EventLog,
+        reader: CronReader,
+        start: Start,
+        settings: Settings,
+        check_webhook: Callable[[object], None] = lambda _: None,
+    ) -> None:
         self._log = log
         self._reader = reader
         self._start = start
         self._settings = settings
+        self._check_webhook = check_webhook  # raises ValueError for one that its runs would be refused with
 
     # --- what is to run ---
 
@@ -117,6 +125,7 @@ class Crons:
         """Make a cron. Raises ValueError for a schedule that is none or too dense, and for one cron too many."""
         schedule = self._schedule(new.schedule, new.timezone)
         _check_end(new.end_time)
+        self._check_payload(new.payload)
         if self._reader.owned(new.user_id) >= self._settings.max_crons_per_user:
             raise ValueError(
                 f"there are {self._settings.max_crons_per_user} crons already (RUNS_ES_MAX_CRONS_PER_USER); delete one"
@@ -157,6 +166,7 @@ class Crons:
             changes = dict(change(cron))
             if not changes:
                 return cron
+            self._check_payload(changes.get("payload") or {})
             fact = CronUpdated(
                 thread_id=cron_thread(cron_id),
                 occurred_at=now(),
@@ -199,6 +209,10 @@ class Crons:
             return cron.next_run_date if end is None or cron.tick <= end else None
         schedule = schedule or Schedule(told["schedule"], told["timezone"])
         return _next(schedule, datetime.now(UTC), end)
+
+    def _check_payload(self, payload: Mapping[str, Any]) -> None:
+        if payload.get("webhook") is not None:
+            self._check_webhook(payload["webhook"])
 
     def _schedule(self, text: str, timezone: str | None) -> Schedule:
         schedule = Schedule(text, timezone)

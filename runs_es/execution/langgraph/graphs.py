@@ -1,4 +1,4 @@
-"""Which graphs there are: reads a `langgraph.json`, loads what it names, and gives each its assistant id.
+"""Which graphs and functions there are: reads a `langgraph.json`, loads what it names, and gives each its assistant id.
 
 Imports no langgraph before a graph is asked for. A graph's module lives in `sys.modules` as `user_graphs.<its path>`.
 That name ends up in checkpoints (LangGraph stores where a state's classes are from), so it must be the same on every
@@ -16,14 +16,16 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID, uuid5
+
+from runs_es.execution.signatures import AgentFunction, is_agent_function
 
 if TYPE_CHECKING:
     from langgraph.checkpoint.base import BaseCheckpointSaver
@@ -79,23 +81,28 @@ class GraphSource:
 
 
 class GraphRegistry:
-    """The graphs of one process. Each is loaded when first asked for, or all at once by `load_all`."""
+    """The assistants of one process: graphs, plain functions, and, by name alone, those of external workers. Each is
+    loaded when first asked for, or all at once by `load_all`.
+    """
 
-    def __init__(self, sources: Mapping[str, GraphSource]) -> None:
+    def __init__(self, sources: Mapping[str, GraphSource], external: Iterable[str] = ()) -> None:
         self._sources = dict(sources)
-        self._ids = {assistant_id(name): name for name in self._sources}
-        self._graphs: dict[str, Graph] = {}
+        self._loaded: dict[str, Graph | AgentFunction] = {}
         self._loading = threading.RLock()
+        self.external: tuple[str, ...] = ()
+        self._ids: dict[str, str] = {}
+        self.add_external(external)
 
     @classmethod
     def from_config(cls, path: str | Path) -> GraphRegistry:
         """The graphs of a `langgraph.json`. Sets its `env`, and puts its folders first on `sys.path`."""
         config_path = Path(path).resolve()
         config = _read_config(config_path)
-        sources = _sources(config_path, config.get("graphs"))
+        external = _external(config_path, config.get("external"))
+        sources = {} if external and not config.get("graphs") else _sources(config_path, config.get("graphs"))
         _set_environment(config_path, config.get("env") or {})
         _put_first_on_path(_folders(config_path, config.get("dependencies") or ["."]))
-        return cls(sources)
+        return cls(sources, external)
 
     @classmethod
     def demo(cls) -> GraphRegistry:
@@ -103,9 +110,17 @@ class GraphRegistry:
         here = Path(__file__).parent
         return cls({name: _source(name, where, here, None) for name, where in _DEMO.items()})
 
+    def add_external(self, names: Iterable[str]) -> None:
+        """Assistants that external workers execute. Raises GraphLoadError for one that is a graph here."""
+        self.external = tuple(dict.fromkeys((*self.external, *names)))
+        for name in self.external:
+            if name in self._sources:
+                raise self._sources[name].error("it cannot be external as well; take it out of one of the two")
+        self._ids = {assistant_id(name): name for name in self.names}
+
     @property
     def names(self) -> list[str]:
-        return list(self._sources)
+        return [*self._sources, *self.external]
 
     def assistant_id(self, name: str) -> str:
         """The deterministic assistant id of graph `name`."""
@@ -113,23 +128,41 @@ class GraphRegistry:
 
     def resolve(self, assistant_id_or_name: str) -> str | None:
         """The name of the graph that a client means by its name or its assistant id."""
-        if assistant_id_or_name in self._sources:
+        if assistant_id_or_name in self._ids.values():
             return assistant_id_or_name
         return self._ids.get(assistant_id_or_name.lower())
 
     def get(self, name: str) -> Graph:
-        """The compiled graph. Raises GraphLoadError, also for a name that is not registered."""
+        """The compiled graph. Raises GraphLoadError, also for a name that is not registered, or is no graph's."""
+        found = self._get(name)
+        if is_agent_function(found):
+            raise self._sources[name].error("it is a function, and has no graph")
+        return cast("Graph", found)
+
+    def is_graph(self, name: str) -> bool:
+        """Whether the assistant is a graph, and so keeps checkpoints. Raises GraphLoadError for a name not known."""
+        return name not in self.external and not is_agent_function(self._get(name))
+
+    @property
+    def functions(self) -> dict[str, AgentFunction]:
+        """The assistants that are plain functions."""
+        found = {name: self._get(name) for name in self._sources}
+        return {name: each for name, each in found.items() if is_agent_function(each)}
+
+    def _get(self, name: str) -> Graph | AgentFunction:
         with self._loading:
-            if name not in self._graphs:
-                self._graphs[name] = _load(self._source_of(name))
-            return self._graphs[name]
+            if name not in self._loaded:
+                self._loaded[name] = _load(self._source_of(name))
+            return self._loaded[name]
 
     def load_all(self) -> None:
         """Load every graph now, so that a worker fails when it starts and not with its first run."""
         for name in self._sources:
-            self.get(name)
+            self._get(name)
 
     def _source_of(self, name: str) -> GraphSource:
+        if name in self.external:
+            raise GraphLoadError(f"{name!r} is executed by external workers, and has no graph here")
         try:
             return self._sources[name]
         except KeyError:
@@ -155,6 +188,14 @@ def _sources(config: Path, graphs: Any) -> dict[str, GraphSource]:
     if not isinstance(graphs, dict) or not graphs:
         raise GraphLoadError(f'{config} names no graphs; add "graphs": {{"agent": "./agent.py:graph"}}')
     return {name: _source(name, where, config.parent, config) for name, where in graphs.items()}
+
+
+def _external(config: Path, names: Any) -> list[str]:
+    if names is None:
+        return []
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names):
+        raise GraphLoadError(f'{config}: "external" must be a list of names, such as ["researcher"]')
+    return names
 
 
 def _source(name: str, where: Any, folder: Path, config: Path | None) -> GraphSource:
@@ -209,13 +250,16 @@ def _unquoted(value: str) -> str:
     return quoted[2] if quoted else re.split(r"\s+#", value)[0]
 
 
-def _load(source: GraphSource) -> Graph:
+def _load(source: GraphSource) -> Graph | AgentFunction:
     try:
         from langgraph.graph.state import CompiledStateGraph, StateGraph
     except ModuleNotFoundError as error:
         raise source.error(f"LangGraph is missing ({error}); install runs-es[langgraph]") from error
 
-    found = _made(source, _attribute(source, _module(source)), (CompiledStateGraph, StateGraph))
+    named = _attribute(source, _module(source))
+    if is_agent_function(named):
+        return named
+    found = _made(source, named, (CompiledStateGraph, StateGraph))
     if isinstance(found, StateGraph):
         try:
             found = found.compile()
@@ -224,7 +268,7 @@ def _load(source: GraphSource) -> Graph:
     if not isinstance(found, CompiledStateGraph):
         raise source.error(
             f"{source.attribute} in {source.target} is a {type(found).__name__}; it must be a StateGraph, "
-            "a compiled graph, or a function without arguments that gives one"
+            "a compiled graph, a function without arguments that gives one, or an async function of (input, run)"
         )
     return found
 
