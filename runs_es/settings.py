@@ -50,7 +50,24 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(2.0, gt=0, description="how often a worker says that it lives")
     lease_seconds: float = Field(10.0, gt=0, description="silence after which a worker counts as lost")
     sweep_seconds: float = Field(2.0, gt=0, description="how often lost workers and forgotten threads are looked for")
-    max_attempts: int = Field(3, ge=1, description="attempts of a run whose worker was lost, before it fails")
+    max_attempts: int = Field(
+        3,
+        ge=1,
+        description="attempts of a run that may come to nothing (worker lost, error that may pass); it fails then",
+    )
+    retry_seconds: float = Field(
+        1.0,
+        gt=0,
+        le=3600,
+        description="pause after an error that may pass; doubled each time, up to half off at random",
+    )
+    retry_max_seconds: float = Field(60.0, gt=0, le=86400, description="longest such pause")
+    append_wait_seconds: float = Field(
+        2.0,
+        ge=0.1,
+        le=60,
+        description="wait of a write for others' locks, after which one whose process froze is cut off",
+    )
     cancel_grace_seconds: float = Field(5.0, ge=0, description="time an executor has to stop when cancelled")
     run_timeout_seconds: float | None = Field(
         None, gt=0, description="time a run may take, from its first start; `config.timeout_seconds` of a run wins"

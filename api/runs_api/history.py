@@ -12,6 +12,7 @@ from runs_es.domain import (
     MessageRecorded,
     MessageRemoved,
     Recorded,
+    RequeueCause,
     RunCancelled,
     RunCancelRequested,
     RunClaimed,
@@ -68,8 +69,10 @@ def _detail(fact: Fact) -> str:
             return f"assistant {fact.assistant_id}{due}"
         case RunClaimed():
             return f"attempt {fact.attempt} by {fact.worker_id}"
-        case RunStarted() | RunRequeued():
+        case RunStarted():
             return f"attempt {fact.attempt}"
+        case RunRequeued():
+            return f"attempt {fact.attempt}{_why(fact)}"
         case RunCompleted():
             return "waits for a human" if fact.interrupts else ""
         case RunFailed():
@@ -84,6 +87,18 @@ def _detail(fact: Fact) -> str:
             return f"{fact.event_type}: {_text(fact.content)}"
         case _:
             return ""
+
+
+def _why(requeued: RunRequeued) -> str:
+    match requeued.cause:
+        case RequeueCause.WORKER_LOST:
+            since = f", silent since {requeued.silent_since}" if requeued.silent_since else ""
+            return f": lost its worker {requeued.worker_id}{since}"
+        case RequeueCause.WORKER_STOPPED:
+            return f": its worker {requeued.worker_id} stopped"
+        case RequeueCause.RETRY:
+            return f": again at {requeued.due_at}, after {requeued.error_type}: {requeued.error}"
+    return ""
 
 
 def _text(content: Any) -> str:

@@ -29,6 +29,7 @@ from runs_projections.projection import AnyProjection
 logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0  # without any news: is there a projection to lead, or has a hint been lost?
+_FROZEN_SECONDS = 10  # a session that does not even look for so long is ended: what it leads, another does
 _HINT_SECONDS = 0.01  # hints come for pages too, many a second; they may wait so long for each other
 _SWEEP_SECONDS = 30.0  # is there a table that a rebuild replaced and whose time has come?
 _GROWTH = 8  # how many times larger batches grow while there is much to catch up with
@@ -157,6 +158,7 @@ class LiveProjector:
         while not self._closing:
             try:
                 with tracking.connect(self._log.url, self._schema, "projector") as connection:
+                    connection.execute(f"set idle_session_timeout = '{_FROZEN_SECONDS}s'")
                     self._enter(connection)
                     self._skips = interventions.skips(connection, self._projections)
                     self._follow(connection)

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from runs_es.domain import (
+    TERMINAL_TOPICS,
     Fact,
     Provenance,
     Run,
@@ -111,15 +112,25 @@ class ProjectedRuns:
         )
 
     def active_threads(self, *, without: Collection[str] = ()) -> list[str]:
-        """Threads with a run that is running, or pending and due, as far as the read model knows; for sweeps.
+        """Threads with a run that is running, or pending and due; for sweeps, so it may name one too many.
 
-        Runs of the assistants `without` (ids) do not count.
+        What the read model has not come to yet is asked of the log: where it stands still, runs must not. Runs of the
+        assistants `without` (ids) do not count, as far as the read model knows.
         """
         with self._reader.connection() as connection:
             rows = connection.execute(
-                "select distinct thread_id from runs where status in ('pending', 'running')"
-                " and (due_at is null or due_at::timestamptz <= now()) and assistant_id <> all(%s) order by thread_id",
-                (list(without),),
+                "select thread_id from runs where status in ('pending', 'running')"
+                " and (due_at is null or due_at::timestamptz <= now()) and assistant_id <> all(%(without)s)"
+                " union select thread_id from events_facts c where topic = 'run.created' and position > coalesce("
+                "   (select position from tracking where (name, version) = (%(name)s, %(version)s)), 0)"
+                " and not exists (select from events_facts e where e.thread_id = c.thread_id and e.run_id = c.run_id"
+                "   and e.topic = any(%(ended)s)) order by 1",
+                {
+                    "name": RUNS.name,
+                    "version": RUNS.version,
+                    "ended": [*TERMINAL_TOPICS, RunDeleted.topic],
+                    "without": list(without),
+                },
             ).fetchall()
         return [thread_id for (thread_id,) in rows]
 

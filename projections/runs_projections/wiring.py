@@ -24,7 +24,6 @@ from runs_es.execution.langgraph.graphs import assistant_id
 from runs_es.execution.protocol import RunExecutor
 from runs_es.execution.queue import JobQueue
 from runs_es.execution.supervisor import WorkerSupervisor, limits_of
-from runs_es.execution.thread_lock import exclusive
 from runs_es.log.decisions import Decisions
 from runs_es.log.event_log import EventLog
 from runs_es.log.retention import RetentionTimer
@@ -99,6 +98,7 @@ class Store:
                 pool_size=settings.read_pool_size,
                 max_event_bytes=settings.max_frame_bytes,
                 key_bytes=settings.key_bytes,
+                lock_seconds=settings.append_wait_seconds,
             )
         )
         retention = RetentionTimer(self.log, settings)
@@ -181,7 +181,6 @@ class Store:
             waiting=self.runs.waiting_threads,
             wake=wake,
             limits=limits,
-            guard=exclusive(self.log.reader, self.log.schema),
             restore=self._restore,
         )
         self.arrivals = Arrivals(self.log)

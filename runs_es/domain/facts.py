@@ -15,6 +15,7 @@ from runs_es.domain.values import (
     DisconnectMode,
     EventCategory,
     MultitaskStrategy,
+    RequeueCause,
     RunScope,
     RunStatus,
     checked_id,
@@ -67,6 +68,7 @@ ENUMS: dict[str, Any] = {
     "on_disconnect": DisconnectMode,
     "action": CancelAction,
     "status": RunStatus,
+    "cause": RequeueCause,
     "category": EventCategory,
 }
 
@@ -171,10 +173,20 @@ class RunStarted(RunFact):
 
 @dataclass(frozen=True, kw_only=True)
 class RunRequeued(RunFact):
-    """An attempt ended without an outcome: its worker was lost, or is shutting down."""
+    """An attempt ended without an outcome; None for a `cause` was recorded before causes were.
+
+    `worker_id` had claimed it, and was last heard of at `silent_since` (ISO 8601), where it was lost and that is known.
+    A retry is due at `due_at` (ISO 8601), after `error`, `error_type` being the exception's class name.
+    """
 
     topic: ClassVar[str] = "run.requeued"
     attempt: int = 1
+    cause: RequeueCause | None = None
+    worker_id: str = ""
+    silent_since: str | None = None
+    due_at: str | None = None
+    error: str = ""
+    error_type: str = ""
 
     @property
     def raises_fence(self) -> bool:

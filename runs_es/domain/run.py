@@ -30,6 +30,7 @@ from runs_es.domain.values import (
     CancelAction,
     DisconnectMode,
     MultitaskStrategy,
+    RequeueCause,
     RunId,
     RunScope,
     RunStatus,
@@ -72,7 +73,10 @@ class Run:
         self.error: str | None = None
         self.error_type: str | None = None
         self.attempt = 0
+        self.failed_attempts = 0  # whose worker was lost, or whose error may pass
+        self.requeued_for: RequeueCause | None = None  # the last time
         self.claim_id: str | None = None
+        self.worker_id = ""  # who claimed it last
         self.cancel_requested: CancelAction | None = None
         self.cancelled_by: CancelAction | None = None
         self.interrupts: dict[str, Any] = {}
@@ -135,6 +139,11 @@ class Run:
     def under_way(self) -> int:
         """The number of the attempt that a worker is executing; 0 when none is."""
         return max(self.attempt, 1) if self.status is RunStatus.RUNNING else 0
+
+    def is_due(self, moment: str) -> bool:
+        """Whether there is something to do for it now: one that runs or is to be cancelled does not wait."""
+        waits = self.due_at is not None and self.due_at > moment
+        return not waits or self.status is RunStatus.RUNNING or self.cancel_requested is not None
 
     @property
     def is_paused(self) -> bool:
@@ -209,11 +218,21 @@ class Run:
         if self.cancel_requested is None or stronger:
             self._record(RunCancelRequested, at, action=action, attempt=self.under_way)
 
-    def requeue(self, *, at: str | datetime | None = None) -> None:
-        """running -> pending: the attempt ended without an outcome."""
+    def requeue(
+        self,
+        cause: RequeueCause = RequeueCause.WORKER_LOST,
+        *,
+        silent_since: str | None = None,
+        due_at: str | None = None,
+        error: str = "",
+        error_type: str = "",
+        at: str | datetime | None = None,
+    ) -> None:
+        """running -> pending: the attempt ended without an outcome. The next one begins at `due_at` at the earliest."""
         if self.status is not RunStatus.RUNNING:
             raise InvalidRunTransition(self.status, RunStatus.PENDING)
-        self._record(RunRequeued, at, attempt=self.attempt)
+        why = {"silent_since": silent_since, "due_at": due_at, "error": error, "error_type": error_type}
+        self._record(RunRequeued, at, attempt=self.attempt, cause=cause, worker_id=self.worker_id, **why)
 
     def mark_deleted(self, *, at: str | datetime | None = None) -> None:
         """Leave every read model. Deleting twice records nothing."""
@@ -226,12 +245,14 @@ class Run:
             return
         match fact:
             case RunClaimed():
-                self.claim_id, self.attempt = fact.claim_id, fact.attempt
+                self.claim_id, self.attempt, self.worker_id = fact.claim_id, fact.attempt, fact.worker_id
             case RunStarted():
                 self.status, self.attempt = RunStatus.RUNNING, fact.attempt
                 self.started_at = self.started_at or fact.occurred_at
             case RunRequeued():
                 self.status, self.claim_id = RunStatus.PENDING, None
+                self.requeued_for, self.due_at = fact.cause, fact.due_at or self.due_at
+                self.failed_attempts += fact.cause is not RequeueCause.WORKER_STOPPED
             case RunCancelRequested():
                 self.cancel_requested = fact.action
             case RunCompleted():

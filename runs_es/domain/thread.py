@@ -21,6 +21,7 @@ from runs_es.domain.run import Run
 from runs_es.domain.values import (
     CancelAction,
     MultitaskStrategy,
+    RequeueCause,
     RunId,
     RunScope,
     RunStatus,
@@ -127,21 +128,27 @@ class Thread:
     def claim(self, run: Run, *, claim_id: str, worker_id: str, frames: int, max_attempts: int) -> list[Fact]:
         """Take an active run for its next attempt. A running one has lost its worker, or nobody would ask.
 
-        The facts end with a `RunStarted`, or with a terminal fact when the run was to be cancelled or has used up its
-        attempts. `frames` is how many frames the thread has.
+        The facts end with a `RunStarted`, or with a terminal fact when the run was to be cancelled or has lost
+        `max_attempts` workers. `frames` is how many frames the thread has.
         """
         run = run.copy()
-        lost = run.status is RunStatus.RUNNING
-        if lost:
-            run.requeue()
+        if run.status is RunStatus.RUNNING:
+            run.requeue(RequeueCause.WORKER_LOST)
+        lost = run.requeued_for in (None, RequeueCause.WORKER_LOST)
         if run.cancel_requested is not None:
             run.mark_cancelled(action=run.cancel_requested)
-        elif lost and run.attempt >= max_attempts:
-            run.mark_failed(f"worker lost; gave up after {run.attempt} attempts", error_type="WorkerLost")
+        elif lost and run.failed_attempts >= max_attempts:
+            run.mark_failed(f"worker lost; gave up after {run.failed_attempts} attempts", error_type="WorkerLost")
         else:
             run.mark_claimed(claim_id=claim_id, worker_id=worker_id)
             run.mark_started(first_frame=frames)
         return self.closed(run)
+
+    def lose(self, run_id: str, claim_id: str, silent_since: str | None) -> list[Fact]:
+        """Put back a run whose worker is lost. Raises LeaseLost when it is not this claim's any more."""
+        run = self.claimed(run_id, claim_id)
+        run.requeue(RequeueCause.WORKER_LOST, silent_since=silent_since)
+        return run.pull_events()
 
     def claimed(self, run_id: str, claim_id: str) -> Run:
         """A copy of the active run, if its last claim is this one. Raises LeaseLost."""
@@ -186,12 +193,19 @@ class Thread:
             raise RunNotFound(run_id) from None
 
     def next_due(self, moment: str | None = None) -> Run | None:
-        """The run to execute next: the one in flight (its worker is gone, if you may ask), else the oldest due."""
-        running = next((run for run in self.active.values() if run.status is RunStatus.RUNNING), None)
-        if running is not None:
-            return running
+        """The run to execute next: the one in flight (its worker is gone, if you may ask), else the oldest due.
+
+        While one that has begun waits for its next attempt, no other has its turn: the thread's state is half made.
+        """
         moment = moment or now()
-        return next((run for run in self.active.values() if run.due_at is None or run.due_at <= moment), None)
+        begun = next((run for run in self.active.values() if run.attempt > 0), None)
+        candidates = self.active.values() if begun is None else (begun,)
+        return next((run for run in candidates if run.is_due(moment)), None)
+
+    @property
+    def in_flight(self) -> Run | None:
+        """A copy of the run that a worker has claimed and not let go of."""
+        return next((run.copy() for run in self.active.values() if run.status is RunStatus.RUNNING), None)
 
     def apply(self, fact: Fact) -> None:
         """Fold one recorded fact in."""

@@ -86,6 +86,14 @@ class CancelAction(StrEnum):
     rollback = ROLLBACK
 
 
+class RequeueCause(StrEnum):
+    """Why an attempt ended without an outcome."""
+
+    WORKER_LOST = "worker_lost"
+    WORKER_STOPPED = "worker_stopped"  # in good order: it does not count against the run
+    RETRY = "retry"  # an error that may pass
+
+
 class ThreadStatus(StrEnum):
     IDLE = "idle"
     BUSY = "busy"

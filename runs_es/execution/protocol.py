@@ -13,6 +13,10 @@ from typing import Any, Protocol
 from runs_es.domain import Run
 
 
+class RetryableError(Exception):
+    """Raise it, or a subclass, for what may pass: the run is tried again after a pause, while attempts are left."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunOutcome:
     """How an executor ended when it raised nothing: the run is `success`.
@@ -35,7 +39,7 @@ class ActiveRun(Protocol):
 
     @property
     def attempt(self) -> int:
-        """1 for the first attempt; more after a worker was lost."""
+        """1 for the first attempt; more after a worker was lost, or an error that may pass."""
 
     @property
     def fence(self) -> int:
@@ -71,6 +75,10 @@ class RunExecutor(Protocol):
 
     Returning means success, an exception means `error` (its class name and text are recorded), `TimeoutError` means
     `timeout`. On `asyncio.CancelledError` clean up and let it pass.
+
+    After a `RetryableError`, or any other exception but TimeoutError for which the executor's method
+    `is_retryable(error) -> bool`, where it has one, says so, the run is tried again after a pause: another attempt of
+    the same run, in the same stream. Frames and messages of the failed attempt stay.
     """
 
     async def execute(self, run: ActiveRun) -> RunOutcome | None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -25,8 +26,38 @@ QUEUE = "runs"
 ADVANCE = "runs_es.advance"
 WAKE = "runs_es.wake"
 _POLL_SECONDS = 2.0
+_BEFORE_OTHERS = 1  # a priority: what has begun does not wait behind all that has not
 
 Advance = Callable[[str], Awaitable[None]]
+
+_STALLED = """
+select j.id, j.args ->> 'thread_id' as thread_id, w.last_heartbeat
+  from procrastinate_jobs j left join procrastinate_workers w on w.id = j.worker_id
+ where j.status = 'doing' and (w.id is null or w.last_heartbeat < now() - make_interval(secs => %(lease)s))
+   and (%(job)s::bigint is null or j.id = %(job)s)
+"""
+_STILL_DOING = """
+select id from procrastinate_jobs where status = 'doing' and id = %(job)s and %(lease)s > 0
+"""
+_GIVEN_UP = """
+select id, args ->> 'thread_id' as thread_id, null as last_heartbeat from procrastinate_jobs
+ where status = 'doing' and worker_id = %(worker)s and not id = any(%(in_hand)s::bigint[])
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StalledJob:
+    """A job that nobody works on; its worker is silent since then (ISO 8601), or has given it up."""
+
+    id: int
+    thread_id: str
+    silent_since: str | None = None
+    given_up: bool = False
+
+
+def _stalled_job(row: Mapping[str, Any], *, given_up: bool = False) -> StalledJob:
+    since = row["last_heartbeat"]
+    return StalledJob(row["id"], str(row["thread_id"]), since.isoformat() if since else None, given_up)
 
 
 def _connection_options(schema: str) -> dict[str, object]:
@@ -125,6 +156,8 @@ class QueueWorker:
         self._lease = lease_seconds
         self._drain = drain_seconds
         self._stopping = asyncio.Event()
+        self._worker: _Worker | None = None
+        self._unheld: set[int] = set()
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Work until `stop`. A worker that dies of a failing side task is started again."""
@@ -141,19 +174,40 @@ class QueueWorker:
         """Fetch no more jobs."""
         self._stopping.set()
 
-    async def sweep(self) -> list[str]:
-        """Give the jobs of lost workers to others; returns their threads."""
-        freed: list[str] = []
-        manager = self._app.job_manager
-        for job in await manager.get_stalled_jobs(seconds_since_heartbeat=self._lease):
-            assert job.id is not None
-            # A new job rather than this one again: should its worker wake up and finish it, it finishes nobody's work.
-            with suppress(exceptions.ConnectorException):  # another sweep was faster
-                await manager.finish_job_by_id_async(job.id, status=Status.FAILED, delete_job=True)
-                thread_id = str(job.task_kwargs.get("thread_id"))
-                await self._wake(thread_id)
-                freed.append(thread_id)
-        return freed
+    async def stalled(self) -> list[StalledJob]:
+        """Jobs that nobody works on: of workers that are silent, and of this one where it has given them up."""
+        rows = await self._app.connector.execute_query_all_async(_STALLED, lease=self._lease, job=None)
+        return [_stalled_job(row) for row in rows] + await self._given_up()
+
+    async def is_stalled(self, job: StalledJob) -> bool:
+        """Whether nobody works on it still."""
+        query = _STILL_DOING if job.given_up else _STALLED
+        return bool(await self._app.connector.execute_query_all_async(query, lease=self._lease, job=job.id))
+
+    async def give_away(self, job: StalledJob) -> bool:
+        """Give its thread a new job; False when another sweep was faster.
+
+        A new one rather than this one again: should its worker wake up and finish it, it finishes nobody's work.
+        """
+        try:
+            await self._app.job_manager.finish_job_by_id_async(job.id, status=Status.FAILED, delete_job=True)
+        except exceptions.ConnectorException:
+            return False
+        await self._wake(job.thread_id, _BEFORE_OTHERS)
+        return True
+
+    async def _given_up(self) -> list[StalledJob]:
+        """Jobs fetched here whose end could not be written: nobody would ever take them. Seen twice in a row, because
+        one that is just being fetched looks the same.
+        """
+        if self._worker is None:
+            return []
+        in_hand = [context.job.id for context in self._worker._running_jobs.values()]
+        rows = await self._app.connector.execute_query_all_async(
+            _GIVEN_UP, worker=self._worker.worker_id, in_hand=in_hand
+        )
+        seen, self._unheld = self._unheld, {row["id"] for row in rows}
+        return [_stalled_job(row, given_up=True) for row in rows if row["id"] in seen]
 
     async def threads_with_jobs(self) -> set[str]:
         """Threads that have a job which waits or runs."""
@@ -171,9 +225,11 @@ class QueueWorker:
             delete_jobs="always",
             fetch_job_polling_interval=_POLL_SECONDS,
             update_heartbeat_interval=self._heartbeat,
-            stalled_worker_timeout=self._lease,
+            # Who is pruned cannot be asked any more since when it is silent.
+            stalled_worker_timeout=10 * self._lease,
             shutdown_graceful_timeout=self._drain,
         )
+        self._worker, self._unheld = worker, set()
         working = asyncio.create_task(worker.run())  # type: ignore[no-untyped-call]
         stopping = asyncio.create_task(self._stopping.wait())
         try:
@@ -186,8 +242,10 @@ class QueueWorker:
     async def _advance(self, thread_id: str) -> None:
         await self._work(thread_id)
 
-    async def _wake(self, thread_id: str) -> None:
-        task = self._app.configure_task(ADVANCE, queue=QUEUE, lock=thread_id, queueing_lock=thread_id)
+    async def _wake(self, thread_id: str, priority: int = 0) -> None:
+        task = self._app.configure_task(
+            ADVANCE, queue=QUEUE, lock=thread_id, queueing_lock=thread_id, priority=priority
+        )
         with suppress(exceptions.AlreadyEnqueued):
             await task.defer_async(thread_id=thread_id)
 

@@ -1,7 +1,6 @@
 """The worker's own thread and event loop, so that an agent that blocks its loop does not stall anybody's stream.
 
-Beside the worker runs the sweep: jobs of lost workers are given to others, threads with work but no job get one, and
-what executors keep of threads that are gone is deleted (`reap`). `restore` undoes what a run did to its thread's state.
+Beside the worker runs the sweep (sweep.py). `restore` undoes what a run did to its thread's state.
 """
 
 from __future__ import annotations
@@ -17,7 +16,9 @@ from runs_es.domain import Timeouts
 from runs_es.execution.blocking import blocking
 from runs_es.execution.protocol import RunExecutor
 from runs_es.execution.queue import JobQueue, QueueWorker
-from runs_es.execution.thread_lock import exclusive
+from runs_es.execution.retry import Backoff
+from runs_es.execution.sweep import Sweep
+from runs_es.execution.thread_lock import barrier
 from runs_es.execution.worker import Accepts, Restore, Worker, WorkerLimits
 from runs_es.log.decisions import Decisions
 from runs_es.log.event_log import EventLog
@@ -37,6 +38,7 @@ def limits_of(settings: Settings) -> WorkerLimits:
         settings.cancel_grace_seconds,
         settings.publish_buffer_bytes,
         Timeouts(settings.run_timeout_seconds, settings.run_idle_timeout_seconds),
+        Backoff(settings.retry_seconds, settings.retry_max_seconds),
     )
 
 
@@ -124,10 +126,10 @@ class WorkerSupervisor:
                 self._decisions,
                 executor,
                 limits=limits_of(settings),
-                guard=exclusive(self._log.reader, self._log.schema),
+                barrier=barrier(self._log.reader, self._log.schema, settings.append_wait_seconds),
                 restore=self._restore,
                 accepts=self._accepts,
-                on_requeue=self._queue.wake,
+                on_requeue=lambda thread_id, due_at: self._queue.wake(thread_id, due_at=due_at),
             )
             jobs = QueueWorker(
                 self._log.url,
@@ -139,7 +141,15 @@ class WorkerSupervisor:
                 drain_seconds=settings.drain_seconds,
             )
             fetching = asyncio.create_task(jobs.run(self._ready.set))
-            sweeping = asyncio.create_task(self._sweep(jobs))
+            sweep = Sweep(
+                jobs,
+                self._queue,
+                self._decisions,
+                self._active_threads,
+                worker_id=worker.worker_id,
+                reap=self._reap,
+            )
+            sweeping = asyncio.create_task(self._sweep(sweep))
             stopped = asyncio.create_task(self._stopping.wait())
             await asyncio.wait((fetching, stopped), return_when=asyncio.FIRST_COMPLETED)
             sweeping.cancel()
@@ -147,18 +157,8 @@ class WorkerSupervisor:
             jobs.stop()
             await fetching
 
-    async def _sweep(self, jobs: QueueWorker) -> None:
+    async def _sweep(self, sweep: Sweep) -> None:
         while True:
             await blocking(self._ready.wait)
-            try:
-                for thread_id in await jobs.sweep():
-                    logger.warning("thread %s had lost its worker; another takes over", thread_id)
-                waiting = set(await blocking(self._active_threads))
-                if waiting:
-                    for thread_id in waiting - await jobs.threads_with_jobs():
-                        await blocking(self._queue.wake, thread_id)
-                if self._reap is not None:
-                    await blocking(self._reap)
-            except Exception:
-                logger.exception("a sweep failed; the next one tries again")
+            await sweep.round()
             await asyncio.sleep(self._settings.sweep_seconds)

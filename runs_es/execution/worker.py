@@ -13,8 +13,8 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import orjson
 
@@ -23,6 +23,7 @@ from runs_es.domain import (
     LeaseLost,
     LimitExceeded,
     Provenance,
+    RequeueCause,
     Run,
     RunFailed,
     RunScope,
@@ -36,7 +37,8 @@ from runs_es.domain import (
 from runs_es.execution.attempt import Attempt
 from runs_es.execution.blocking import blocking
 from runs_es.execution.deadline import Deadline
-from runs_es.execution.protocol import RunExecutor, RunOutcome
+from runs_es.execution.protocol import RetryableError, RunExecutor, RunOutcome
+from runs_es.execution.retry import Backoff
 from runs_es.log.append import Append, Appended, FactItem
 from runs_es.log.decisions import Decision, Decisions
 from runs_es.log.event_log import EventLog
@@ -47,7 +49,7 @@ logger = logging.getLogger(__name__)
 
 MAX_ERROR_TEXT = 16_384  # characters of a failure's text that are kept
 
-Guard = Callable[[str], AbstractContextManager[None]]
+Barrier = Callable[[str], None]
 Restore = Callable[[str, str], None]
 Accepts = Callable[[Run], bool]
 
@@ -64,6 +66,7 @@ class WorkerLimits:
     cancel_grace_seconds: float = 5.0
     publish_buffer_bytes: int = 4 * 1024 * 1024
     timeouts: Timeouts = Timeouts()  # noqa: RUF009  (frozen)
+    backoff: Backoff = Backoff()  # noqa: RUF009  (frozen)
 
 
 @dataclass(slots=True)
@@ -98,10 +101,11 @@ class Claim:
 
 
 class Worker:
-    """Executes runs on one event loop. `guard(thread_id)` is held while a claim is appended, so that no checkpoint of
-    an older claim is being written meanwhile. `restore(thread_id, run_id)` undoes what a run did to its thread's state,
-    before the run is rolled back in the log; called again, it does nothing. A run that it does not `accept`, due or in
-    flight, is another worker's, and its thread waits for that one.
+    """Executes runs on one event loop. `barrier(thread_id)` is called once a run is claimed, and returns when no
+    checkpoint of an older claim is being written any more. `restore(thread_id, run_id)` undoes what a run did to its
+    thread's state, before the run is rolled back in the log; called again, it does nothing. A run that it does not
+    `accept`, due or in flight, is another worker's, and its thread waits for that one. `on_requeue(thread_id, due_at)`
+    is told of runs put back for another attempt.
     """
 
     def __init__(
@@ -111,11 +115,11 @@ class Worker:
         executor: RunExecutor,
         *,
         limits: WorkerLimits | None = None,
-        guard: Guard | None = None,
+        barrier: Barrier | None = None,
         restore: Restore | None = None,
         accepts: Accepts | None = None,
         worker_id: str | None = None,
-        on_requeue: Callable[[str], None] | None = None,
+        on_requeue: Callable[[str, str | None], None] | None = None,
     ) -> None:
         self.worker_id = worker_id or f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._log = log
@@ -123,7 +127,7 @@ class Worker:
         self._executor = executor
         self._on_requeue = on_requeue
         self._limits = limits or WorkerLimits()
-        self._guard = guard or (lambda _: nullcontext())
+        self._barrier = barrier or (lambda _: None)
         self._restore = restore or (lambda *_: None)
         self._accepts = accepts or (lambda _: True)
         self._provenance = Provenance(actor=f"worker:{self.worker_id}")
@@ -160,7 +164,6 @@ class Worker:
                 thread_id,
                 claim.decide,
                 provenance=self._provenance,
-                guard=lambda: self._guard(thread_id),
             )
             if decided.appended is None or claim.run is None:
                 return None
@@ -223,6 +226,7 @@ class Worker:
     async def _outcome(self, attempt: Attempt, deadline: Deadline) -> RunOutcome:
         if (late := deadline.passed()) is not None:  # an earlier attempt has used up the time
             raise TimeoutError(late)
+        await blocking(self._barrier, attempt.run.thread_id)
         try:
             outcome = await self._executor.execute(attempt)
         except (SystemExit, KeyboardInterrupt) as error:
@@ -270,10 +274,14 @@ class Worker:
         await self._close(attempt, error, None if error is not None else task.result())
 
     async def _close(self, attempt: Attempt, error: BaseException | None, outcome: RunOutcome | None) -> None:
-        """Write the terminal fact, behind all frames. If that is refused, find out why."""
+        """Write the terminal fact, or that the run is to be tried again, behind all frames. If that is refused, find
+        out why.
+        """
         try:
             if isinstance(error, LeaseLost):
                 raise error
+            if error is not None and await self._retried(attempt, error):
+                return
             try:
                 await self._write_end(attempt, error, outcome)
             except (LimitExceeded, TypeError, ValueError) as unwritable:
@@ -283,6 +291,32 @@ class Worker:
             thread, _ = await blocking(self._decisions.look, attempt.run.thread_id)
             current = thread.claimed(attempt.run.run_id, attempt.claim_id)
             await self._end(attempt, self._cancelled if current.cancel_requested else self._refused)
+
+    async def _retried(self, attempt: Attempt, error: BaseException) -> bool:
+        """Put the run back for another attempt, where its error may pass and there is an attempt left."""
+        run = attempt.run.copy()
+        if run.failed_attempts + 1 >= self._limits.max_attempts or not self._may_pass(error):
+            return False
+        due_at = self._limits.backoff.due_at(run, self._timeouts_of(run).wall)
+        run.requeue(RequeueCause.RETRY, due_at=due_at, error=_text(error), error_type=type(error).__name__)
+        who = replace(self._provenance, reason=f"attempt {run.attempt} failed with an error that may pass")
+        items = [self._log.item(fact, who) for fact in run.pull_events()]
+        await asyncio.shield(asyncio.wrap_future(attempt.record(*items, last=True)))
+        if self._on_requeue is not None:
+            await blocking(self._on_requeue, run.thread_id, due_at)
+        return True
+
+    def _may_pass(self, error: BaseException) -> bool:
+        if isinstance(error, RetryableError | StoreUnavailable):
+            return True
+        ask = getattr(self._executor, "is_retryable", None)
+        if ask is None or isinstance(error, TimeoutError) or not isinstance(error, Exception):
+            return False
+        try:
+            return bool(ask(error))
+        except Exception:
+            logger.exception("the executor could not say whether an error may pass")
+            return False
 
     async def _write_end(self, attempt: Attempt, error: BaseException | None, outcome: RunOutcome | None) -> None:
         """How the attempt ended, as frame and fact; nothing is written before all of it is known to be writable."""
@@ -296,17 +330,20 @@ class Worker:
 
         run = attempt.run.copy()
         mark(run)
-        items = [self._log.item(fact, self._provenance) for fact in run.pull_events()]
+        who = self._provenance
+        if error is not None and self._may_pass(error):
+            who = replace(who, reason=f"gave up after {run.failed_attempts + 1} attempts")
+        items = [self._log.item(fact, who) for fact in run.pull_events()]
         if run.scope is RunScope.TEMPORARY_THREAD:
             await attempt.flush()  # its end takes the thread along, and that is a decision on all of the thread
-            await self._end(attempt, mark)
+            await self._end(attempt, mark, who)
             return
         if error is not None:
             attempt.writer.publish(_error_frame(run))
         # Shielded: a shutdown may stop our waiting, never the end's being written.
         await asyncio.shield(asyncio.wrap_future(attempt.record(*items, last=True)))
 
-    async def _end(self, attempt: Attempt, how: Callable[[Run], None]) -> None:
+    async def _end(self, attempt: Attempt, how: Callable[[Run], None], who: Provenance | None = None) -> None:
         """End the run by a decision on the thread as it is now, if the claim still stands."""
 
         def decide(thread: Thread, _: Head) -> Decision:
@@ -314,7 +351,7 @@ class Worker:
             how(run)
             return decision(run, thread.closed(run), self._restore)
 
-        await blocking(self._decisions.make, attempt.run.thread_id, decide, provenance=self._provenance)
+        await blocking(self._decisions.make, attempt.run.thread_id, decide, provenance=who or self._provenance)
 
     @staticmethod
     def _cancelled(run: Run) -> None:
@@ -332,9 +369,9 @@ class Worker:
             with suppress(TimeoutError):  # where there is no room for its frames: nobody has seen them
                 async with asyncio.timeout(self._limits.cancel_grace_seconds):
                     await attempt.flush()
-            await self._end(attempt, Run.requeue)
+            await self._end(attempt, lambda run: run.requeue(RequeueCause.WORKER_STOPPED))
             if self._on_requeue is not None:
-                await blocking(self._on_requeue, attempt.run.thread_id)
+                await blocking(self._on_requeue, attempt.run.thread_id, None)
         except (LeaseLost, WriteConflict, StoreUnavailable, ThreadNotFound) as error:
             logger.warning("run %s could not be handed over: %s", attempt.run.run_id, error)
 
@@ -382,10 +419,13 @@ def decision(run: Run, facts: Sequence[Fact], restore: Restore) -> Decision:
     return Decision(facts)
 
 
-def _mark_failed(run: Run, error: BaseException) -> None:
-    kind = type(error).__name__
+def _text(error: BaseException) -> str:
     # What an exception says is not ours to trust: it may be endless, or hold what no JSON can.
-    text = str(error)[:MAX_ERROR_TEXT].encode("utf-8", "replace").decode().replace("\x00", "\ufffd")
+    return str(error)[:MAX_ERROR_TEXT].encode("utf-8", "replace").decode().replace("\x00", "\ufffd")
+
+
+def _mark_failed(run: Run, error: BaseException) -> None:
+    kind, text = type(error).__name__, _text(error)
     if isinstance(error, TimeoutError):
         run.mark_timed_out(text or "run timed out", error_type=kind)
     else:

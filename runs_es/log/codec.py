@@ -128,8 +128,14 @@ class _Shape:
         return fact
 
 
+def _without_cause(values: dict[str, Any]) -> dict[str, Any]:
+    """A requeue of before its cause was recorded."""
+    unknown = {"cause": None, "worker_id": "", "silent_since": None, "due_at": None, "error": "", "error_type": ""}
+    return {**values, **unknown}
+
+
 # (topic, version) -> what makes the next version of its fields.
-UPCASTS: dict[tuple[str, int], Upcast] = {}
+UPCASTS: dict[tuple[str, int], Upcast] = {("run.requeued", 1): _without_cause}
 
 _REGISTRY = Codec(FACT_TYPES, UPCASTS)
 encode = _REGISTRY.encode

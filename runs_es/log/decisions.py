@@ -11,7 +11,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from runs_es.domain import Fact, Provenance, Thread, WriteConflict
@@ -73,9 +73,8 @@ class Decisions:
         *,
         provenance: Provenance = ANONYMOUS,
         idempotency_key: str | None = None,
-        guard: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> Decided:
-        """Append what `decide` answers for the thread as it is. `guard` is held while appending.
+        """Append what `decide` answers for the thread as it is.
 
         `decide` may be called several times and must not keep the thread. Whatever it raises is raised here. Raises
         WriteConflict when other processes got in between too often.
@@ -91,17 +90,16 @@ class Decisions:
                 if decision.prepare is not None:
                     decision.prepare()
                 try:
-                    with guard():
-                        appended = self._log.append(
-                            thread_id,
-                            decision.facts,
-                            expected=fold.revision,
-                            frames=head.frames if decision.page else None,
-                            page=decision.page,
-                            page_first=decision.page_first,
-                            provenance=decision.provenances or provenance,
-                            idempotency_key=idempotency_key,
-                        ).result()
+                    appended = self._log.append(
+                        thread_id,
+                        decision.facts,
+                        expected=fold.revision,
+                        frames=head.frames if decision.page else None,
+                        page=decision.page,
+                        page_first=decision.page_first,
+                        provenance=decision.provenances or provenance,
+                        idempotency_key=idempotency_key,
+                    ).result()
                 except WriteConflict:
                     # Other processes decide on the same thread: back off a little, more the longer it lasts.
                     time.sleep(random.uniform(0, min(0.001 * 2 ** min(attempt, 6), 0.05)))  # noqa: S311

@@ -11,7 +11,7 @@ from runs_es.log.append import ANONYMOUS, PAGE_TOPIC, Append, Appended, FactItem
 from runs_es.log.hints import Hints
 from runs_es.log.pages import KEY_BYTES
 from runs_es.log.reader import LogReader, Row
-from runs_es.log.writer import LogWriter
+from runs_es.log.writer import LOCK_SECONDS, LogWriter
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ class EventLog:
         pool_size: int = 8,
         max_event_bytes: int = 16 * 1024 * 1024,
         key_bytes: int = KEY_BYTES,
+        lock_seconds: float = LOCK_SECONDS,
     ) -> None:
         self.url = url
         self.schema = schema
@@ -41,7 +42,7 @@ class EventLog:
         self._on_hints: list[OnHints] = []
         self._on_poll: list[Callable[[], None]] = []
         self.reader = LogReader(url, schema, pool_size=pool_size, key_bytes=key_bytes)
-        self.writer = LogWriter(url, schema, self._committed, key_bytes=key_bytes)
+        self.writer = LogWriter(url, schema, self._committed, key_bytes=key_bytes, lock_seconds=lock_seconds)
         self._hints = Hints(url, schema, self._hinted, self._poll)
 
     def close(self) -> None:

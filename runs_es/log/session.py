@@ -21,7 +21,6 @@ _WRITER_SETTINGS = {
     "jit": "off",
     "plan_cache_mode": "force_generic_plan",
     "default_transaction_isolation": "read committed",
-    "lock_timeout": "5s",
     "statement_timeout": "0",
     "synchronous_commit": "on",
 }
@@ -43,9 +42,10 @@ def connect(url: str, schema: str, name: str, **settings: str) -> Connection[Tup
     return connection
 
 
-def connect_writer(url: str, schema: str) -> Connection[TupleRow]:
+def connect_writer(url: str, schema: str, lock_seconds: float) -> Connection[TupleRow]:
     """The pinned session that appends: generic plans, index access, bounded waits, durable commits."""
-    connection = connect(url, schema, "writer", **_WRITER_SETTINGS)
+    settings = {**_WRITER_SETTINGS, "lock_timeout": f"{max(int(lock_seconds * 1000), 1)}ms"}
+    connection = connect(url, schema, "writer", **settings)
     if connection.info.server_version >= _TRANSACTION_TIMEOUT_SINCE:
         connection.execute("set transaction_timeout = '10s'")
     arrays.register(connection)

@@ -37,6 +37,7 @@ from runs_es.domain import StoreUnavailable, WriteConflict
 from runs_es.log import append, session
 from runs_es.log.append import Append, Appended
 from runs_es.log.deltas import Deltas
+from runs_es.log.frozen import cut_frozen_writers
 from runs_es.log.landed import landed_before, size
 from runs_es.log.pages import KEY_BYTES
 from runs_es.log.parked import NO_ROOM, Parked
@@ -60,6 +61,7 @@ _BATCH_ERRORS = (
     UnicodeError,
 )
 _TRIES_ALONE = 5
+LOCK_SECONDS = 2.0  # that an append waits for locks of others, unless a setting says otherwise
 # How long the next batch is held for those just answered: a part of the last commit's time, and never longer than this.
 _HOLD_SHARE = 0.5
 _HOLD_MOST_SECONDS = 0.002
@@ -77,12 +79,14 @@ class LogWriter:
         on_commit: OnCommit,
         *,
         reconnect_seconds: float = 30.0,
+        lock_seconds: float = LOCK_SECONDS,
         key_bytes: int = KEY_BYTES,
     ) -> None:
         self._url = url
         self._schema = schema
         self._on_commit = on_commit
         self._reconnect_seconds = reconnect_seconds
+        self._lock_seconds = lock_seconds
         self._lock_key = session.append_lock_key(schema)
         self._condition = threading.Condition()
         self._queues: dict[str, deque[Append]] = {}
@@ -225,6 +229,7 @@ class LogWriter:
             answer = self._execute_in_current(batch)
         except _BATCH_ERRORS as error:
             logger.info("a batch of %d was refused whole (%s): trying one by one", len(batch), error)
+            self._clear_the_way(error)
             for request in batch:
                 self._commit_alone_or_refuse(request)
         except NO_ROOM as error:
@@ -271,6 +276,7 @@ class LogWriter:
             try:
                 answer = self._execute_in_current([request])
             except _BATCH_ERRORS as error:
+                self._clear_the_way(error)
                 if attempt == _TRIES_ALONE - 1:
                     self._refuse([request], StoreUnavailable(f"the log could not be written: {error}"))
                     return
@@ -287,6 +293,14 @@ class LogWriter:
                 self._settle([request], answer, in_doubt=in_doubt)
                 return
         self._refuse([request], StoreUnavailable("the database does not stay reachable"))
+
+    def _clear_the_way(self, error: Exception) -> None:
+        """After a wait for locks that took too long: whoever froze while holding them holds nobody up for longer."""
+        if isinstance(error, LockNotAvailable) and self._connection is not None:
+            try:
+                cut_frozen_writers(self._connection)
+            except psycopg.Error as failure:
+                logger.warning("frozen writers could not be looked for: %s", failure)
 
     def _execute_in_current(self, batch: list[Append]) -> dict[str, Appended]:
         """As `_execute`; where the segment was closed or dropped meanwhile, once more, for the one that is current."""
@@ -361,7 +375,7 @@ class LogWriter:
         return None
 
     def _connect(self) -> Connection[TupleRow]:
-        connection = session.connect_writer(self._url, self._schema)
+        connection = session.connect_writer(self._url, self._schema, self._lock_seconds)
         connection.add_notice_handler(self._on_notice)
         self._connection = connection
         self._read_segment()

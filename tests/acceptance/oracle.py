@@ -111,6 +111,7 @@ class Tally:
     repeated: int = 0
     reordered: int = 0
     requests: int = 0  # of clients that count them; one that failed has failed the test
+    measured: str = ""  # what else is worth reading at the end
 
     async def check(self, port: int, *clients: Client) -> None:
         """Each client against the log, as a join from the start shows it. Fails on the first byte that differs."""
@@ -142,6 +143,7 @@ class Tally:
         return (
             f"{self.name} | seed {self.seed} | {faults} | {asked}{self.runs} runs, {self.events} events checked"
             f" | {self.lost} lost, {self.repeated} repeated, {self.reordered} reordered"
+            f"{self.measured and f' | {self.measured}'}"
         )
 
 

@@ -69,6 +69,24 @@ def test_projectors_killed_at_fifty_random_points_one_and_two_at_once(log: Event
     assert stored(log) == folded(log)
 
 
+@pytest.mark.faults
+@pytest.mark.timeout(120)
+def test_a_process_that_is_frozen_while_it_leads_the_read_models_stops_nobody_for_long(log: EventLog) -> None:
+    with following(log.url) as frozen:
+        random_stories(log, 1, threads=2, steps=20, prefix="before-")
+        assert TrackingPoll(log.reader).wait_for(log.reader.last_position(), 30)
+        frozen.send_signal(signal.SIGSTOP)
+        with LiveProjector(log) as projector:
+            random_stories(log, 2, threads=2, steps=20, prefix="after-")
+            assert not projector.wait_for(log.reader.last_position(), 2), "it led nothing"
+            assert projector.wait_for(log.reader.last_position(), 20)
+            frozen.send_signal(signal.SIGCONT)
+            random_stories(log, 3, threads=2, steps=20, prefix="later-")
+            assert projector.wait_for(log.reader.last_position(), 20)
+            assert frozen.poll() is None
+    assert stored(log) == folded(log)
+
+
 def _sessions(log: EventLog) -> int:
     with psycopg.connect(log.url) as connection:
         row = connection.execute(

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,13 @@ RUNS_ES = str(Path(sys.executable).parent / "runs-es")
 
 
 @contextmanager
-def worker(database_url: str) -> Iterator[subprocess.Popen[bytes]]:
+def worker(
+    database_url: str, options: Sequence[str] = (), env: Mapping[str, str] = QUICK
+) -> Iterator[subprocess.Popen[bytes]]:
     """`runs-es work` in a process of its own; killed at the end if it still lives."""
-    env = {**os.environ, **QUICK, "RUNS_ES_DATABASE_URL": database_url}
-    process = subprocess.Popen([RUNS_ES, "work"], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    env = {**QUICK, **os.environ, **env, "RUNS_ES_DATABASE_URL": database_url}
+    command = [RUNS_ES, "work", *options]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield process
     finally:

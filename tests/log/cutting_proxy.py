@@ -11,7 +11,7 @@ from types import TracebackType
 
 from psycopg import conninfo
 
-_CHUNK = 65536
+CHUNK = 65536
 
 
 class CuttingProxy:
@@ -62,18 +62,18 @@ class CuttingProxy:
 
     def _upstream(self, client: socket.socket, server: socket.socket, cut: threading.Event) -> None:
         try:
-            while data := client.recv(_CHUNK):
+            while data := client.recv(CHUNK):
                 if self._armed is not None and self._armed in data:
                     self._armed = None
                     cut.set()
                 server.sendall(data)
         except OSError:
             pass
-        _cut(server)
+        cut_off(server)
 
     def _downstream(self, server: socket.socket, client: socket.socket, cut: threading.Event) -> None:
         try:
-            while data := server.recv(_CHUNK):
+            while data := server.recv(CHUNK):
                 if cut.is_set():
                     # The reply is here, so the statement is committed: now the client must not hear of it.
                     self.before_cut()
@@ -82,11 +82,11 @@ class CuttingProxy:
                 client.sendall(data)
         except OSError:
             pass
-        _cut(client)
-        _cut(server)
+        cut_off(client)
+        cut_off(server)
 
 
-def _cut(each: socket.socket) -> None:
+def cut_off(each: socket.socket) -> None:
     # Shut down, not closed: another thread may be waiting in it, and is to wake.
     with suppress(OSError):
         each.shutdown(socket.SHUT_RDWR)

@@ -28,6 +28,7 @@ from runs_es.domain import (
     MultitaskStrategy,
     ProjectionRetried,
     ProjectionSkipped,
+    RequeueCause,
     RunCancelled,
     RunCancelRequested,
     RunClaimed,
@@ -76,6 +77,15 @@ EXPECTED: dict[tuple[str, int], Fact] = {
     ("run.claimed", 1): RunClaimed(**OF_RUN, claim_id="c", attempt=2, worker_id="w"),
     ("run.started", 1): RunStarted(**OF_RUN, attempt=2, first_frame=30),
     ("run.requeued", 1): RunRequeued(**OF_RUN, attempt=2),
+    ("run.requeued", 2): RunRequeued(
+        **OF_RUN,
+        attempt=2,
+        cause=RequeueCause.RETRY,
+        worker_id="w",
+        due_at="2026-06-01T10:00:07.123456+00:00",
+        error="no route",
+        error_type="ConnectionError",
+    ),
     ("run.cancel_requested", 1): RunCancelRequested(**OF_RUN, attempt=1, action=CancelAction.ROLLBACK),
     ("run.completed", 1): RunCompleted(
         **OF_RUN, interrupts={"task": [{"id": "i", "value": "sure?"}]}, checkpoint_id="cp"

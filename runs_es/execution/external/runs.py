@@ -11,7 +11,6 @@ import threading
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -38,7 +37,7 @@ from runs_es.execution.external.leases import Leases
 from runs_es.execution.external.names import ExternalAssistants
 from runs_es.execution.external.values import Claimed, Content, Ending, Refused, Stated, Written
 from runs_es.execution.recording import KnownMessages
-from runs_es.execution.worker import Claim, Guard, Restore, WorkerLimits, decision
+from runs_es.execution.worker import Claim, Restore, WorkerLimits, decision
 from runs_es.log.append import Append, FactItem, PageItem
 from runs_es.log.decisions import Decision, Decisions
 from runs_es.log.event_log import EventLog
@@ -80,7 +79,6 @@ class ExternalRuns:
         waiting: Callable[[Collection[str]], list[str]],
         wake: Callable[[str], None],
         limits: WorkerLimits | None = None,
-        guard: Guard | None = None,
         restore: Restore | None = None,
     ) -> None:
         self.assistants = assistants
@@ -90,7 +88,6 @@ class ExternalRuns:
         self._waiting = waiting
         self._wake = wake
         self._limits = limits or WorkerLimits()
-        self._guard = guard or (lambda _: nullcontext())
         self._restore = restore or (lambda *_: None)
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._claiming: set[str] = set()
@@ -147,7 +144,6 @@ class ExternalRuns:
                 thread_id,
                 decide,
                 provenance=Provenance(actor=f"worker:{worker_id}"),
-                guard=lambda: self._guard(thread_id),
             )
             if decided.appended is None or claim.run is None:
                 if granted:
