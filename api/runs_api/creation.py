@@ -116,6 +116,8 @@ def _options(body: RunBody) -> dict[str, Any]:
         "checkpoint_during": durability != "exit",
         "durability": durability,
     }
+    if body.strict_resume:
+        options["strict_resume"] = True
     if body.checkpoint is not None:
         options["checkpoint"] = body.checkpoint.as_recorded()
     if body.checkpoint_id is not None:

@@ -44,6 +44,7 @@ async def info() -> Response:
             "langsmith": False,
             "langsmith_tracing_replicas": False,
             "langsmith_tracing_session_on_runs": False,
+            "strict_resume": True,
         },
         "host": {
             "kind": "self-hosted",

@@ -270,11 +270,14 @@ class ConfigBody(_Body):
 
 
 class RunBody(_Body):
-    """A run to start. `strict_resume`, `langsmith_tracer` and unknown fields are accepted and ignored."""
+    """A run to start. `langsmith_tracer` and unknown fields are accepted and ignored."""
 
     assistant_id: str = Field(min_length=1, max_length=255, description="id of an assistant, or name of a graph")
     input: Any = None
     command: CommandBody | None = None
+    strict_resume: bool = Field(
+        False, description="fail, and leave the thread as it was, when `command.resume` answers what does not wait"
+    )
     checkpoint: CheckpointBody | None = None
     checkpoint_id: CheckpointIdText | None = None
     metadata: dict[str, Any] = Field(default_factory=dict)

@@ -136,8 +136,8 @@ def _left_behind(fact: RunFact, attempt: int) -> dict[str, Any]:
     run = Run(RunCreated(thread_id=fact.thread_id, run_id=fact.run_id, occurred_at=fact.occurred_at, assistant_id="-"))
     run.attempt = attempt
     run.apply(fact)
-    if run.is_rolled_back:
-        return {}  # the thread is what it was before the run
+    if run.leaves_nothing:
+        return {}
     status = status_after(run)
     return {
         "ended_run": fact.run_id,
@@ -190,9 +190,9 @@ def _order(name: str) -> Any:
 
 THREADS = Projection(
     name="threads",
-    version=1,
+    version=2,  # 1: a run that was cancelled before it began made a paused or failed thread idle
     table=Table(
-        name="threads",
+        name="threads_v2",
         migrated=True,
         row=ThreadRow,
         key=("thread_id",),

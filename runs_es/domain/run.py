@@ -10,6 +10,7 @@ from copy import copy
 from datetime import datetime
 from typing import Any
 
+from runs_es.domain.answers import UNKNOWN_INTERRUPT, Answer
 from runs_es.domain.errors import InvalidRunTransition
 from runs_es.domain.facts import (
     Fact,
@@ -82,6 +83,7 @@ class Run:
         self.interrupts: dict[str, Any] = {}
         self.checkpoint_id: str | None = None
         self.deleted = False
+        self.answer: Answer | None = None  # told by its thread
         self._pending: list[Fact] = []
 
     @classmethod
@@ -154,6 +156,14 @@ class Run:
     def is_rolled_back(self) -> bool:
         """Whether it was cancelled so that nothing of it stays but the log."""
         return self.cancelled_by is not None and CancelPolicy(self.cancelled_by).rolls_back_checkpoint
+
+    @property
+    def leaves_nothing(self) -> bool:
+        """Whether its end leaves the thread what it was before: rolled back, cancelled before it ever began, or a
+        resume whose answer was refused.
+        """
+        refused = self.status is RunStatus.ERROR and self.error_type == UNKNOWN_INTERRUPT
+        return self.is_rolled_back or refused or (self.status is RunStatus.INTERRUPTED and self.attempt == 0)
 
     def copy(self) -> Run:
         """A run to decide on, without pending facts. Metadata and kwargs, which never change, are shared."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from runs_es.domain.answers import UNKNOWN_INTERRUPT, answer_of, comes_too_late
 from runs_es.domain.errors import ConflictError, LeaseLost, RunNotFound, ThreadExists, ThreadNotFound
 from runs_es.domain.facts import (
     Fact,
@@ -128,8 +129,8 @@ class Thread:
     def claim(self, run: Run, *, claim_id: str, worker_id: str, frames: int, max_attempts: int) -> list[Fact]:
         """Take an active run for its next attempt. A running one has lost its worker, or nobody would ask.
 
-        The facts end with a `RunStarted`, or with a terminal fact when the run was to be cancelled or has lost
-        `max_attempts` workers. `frames` is how many frames the thread has.
+        The facts end with a `RunStarted`, or with a terminal fact when the run was to be cancelled, has lost
+        `max_attempts` workers, or is to answer what has been answered. `frames` is how many frames the thread has.
         """
         run = run.copy()
         if run.status is RunStatus.RUNNING:
@@ -139,6 +140,8 @@ class Thread:
             run.mark_cancelled(action=run.cancel_requested)
         elif lost and run.failed_attempts >= max_attempts:
             run.mark_failed(f"worker lost; gave up after {run.failed_attempts} attempts", error_type="WorkerLost")
+        elif comes_too_late(run, self.last_ended):
+            run.mark_failed(_too_late(self.last_ended), error_type=UNKNOWN_INTERRUPT)
         else:
             run.mark_claimed(claim_id=claim_id, worker_id=worker_id)
             run.mark_started(first_frame=frames)
@@ -221,7 +224,9 @@ class Thread:
                 self.active.clear()
                 self.last_ended = None
             case RunCreated():
-                self.active[RunId(fact.run_id)] = Run(fact)
+                run = Run(fact)
+                run.answer = answer_of(run, self.active.values(), self.last_ended)
+                self.active[run.run_id] = run
             case RunFact():
                 self._apply_to_run(fact)
             case _:
@@ -239,7 +244,7 @@ class Thread:
             del self.active[run.run_id]
         elif run.is_terminal:
             del self.active[run.run_id]
-            if not run.is_rolled_back:  # then the thread is what it was before
+            if not run.leaves_nothing:
                 self.last_ended = run
 
     def _must_exist(self) -> None:
@@ -254,10 +259,15 @@ def _ended_now(run: Run) -> list[Fact]:
     return run.pull_events()
 
 
+def _too_late(last_ended: Run | None) -> str:
+    after = f" Run {last_ended.run_id} has ended since." if last_ended is not None else ""
+    return f"What this run was to answer no longer waits.{after} Look at the thread's state, and answer what waits now."
+
+
 def status_after(run: Run) -> ThreadStatus:
-    """What a thread without runs in flight is, given the run that ended last."""
+    """What a thread without runs in flight is, given the run that ended last, of those that left something."""
     if run.status in (RunStatus.ERROR, RunStatus.TIMEOUT):
         return ThreadStatus.ERROR
-    if run.is_paused or (run.status is RunStatus.INTERRUPTED and run.attempt > 0):
+    if run.is_paused or run.status is RunStatus.INTERRUPTED:
         return ThreadStatus.INTERRUPTED
     return ThreadStatus.IDLE

@@ -313,12 +313,21 @@ class LogReader:
                 " and topic = any(%s) group by topic",
                 (thread_id, run_id, ["run.created", "run.started", *TERMINAL_TOPICS]),
             ).fetchall()
-        seqs = {topic: (first, last) for topic, first, last in rows}
-        if "run.created" not in seqs:
-            return None
-        started = seqs.get("run.started", (None, None))
-        ended = min((first for topic, (first, _) in seqs.items() if topic in TERMINAL_TOPICS), default=None)
+            seqs = {topic: (first, last) for topic, first, last in rows}
+            if "run.created" not in seqs:
+                return None
+            started = seqs.get("run.started", (None, None))
+            ended = min((first for topic, (first, _) in seqs.items() if topic in TERMINAL_TOPICS), default=None)
+            if started[0] is None and ended is not None:
+                started = self._only_page(connection, thread_id, run_id, ended), None
         return RunBounds(seqs["run.created"][0], started[0], ended, started[1])
+
+    def _only_page(self, connection: Connection[TupleRow], thread_id: str, run_id: str, ended: int) -> int | None:
+        """Where the frames begin that a run has which failed before it began: right before its end."""
+        row = connection.execute(
+            "select seq - n + 1, run_id, topic from events where thread_id = %s and seq = %s", (thread_id, ended - 1)
+        ).fetchone()
+        return int(row[0]) if row is not None and row[1:] == (run_id, PAGE_TOPIC) else None
 
     def available(self, thread_id: str, run_id: str) -> tuple[int | None, int | None]:
         """The first and last seq of the run's stream that can still be had; None where there is nothing."""
@@ -366,11 +375,12 @@ class LogReader:
         still counts: not of a deleted run, nor from before the thread was deleted.
         """
         with self.connection() as connection:
+            # What is gone is read once and hashed: looked for message by message, 800 took 70 ms instead of one.
             return connection.execute(
-                "with gone as (select topic, run_id, seq from events_facts where thread_id = %(t)s"
+                "with gone as materialized (select topic, run_id, seq from events_facts where thread_id = %(t)s"
                 "   and topic in ('thread.deleted', 'thread.erased', 'run.deleted'))"
-                " select m.idem_key, not exists (select from gone g where (g.topic = 'run.deleted' and"
-                "   g.run_id = m.run_id) or (g.topic <> 'run.deleted' and g.seq > m.seq))"
+                " select m.idem_key, m.run_id not in (select run_id from gone where topic = 'run.deleted')"
+                "   and m.seq > (select coalesce(max(seq), 0) from gone where topic <> 'run.deleted')"
                 " from events_facts m where m.thread_id = %(t)s and m.topic in ('message.recorded', 'message.removed')"
                 " and m.idem_key is not null order by m.seq",
                 {"t": thread_id},

@@ -323,7 +323,8 @@ class RunsApplicationService:
         bounds = self._reader.bounds(thread_id, run_id)
         if bounds is None or bounds.started is None or bounds.ended is None:
             return {}
-        return last_values(self._reader, thread_id, run_id, bounds.started, bounds.ended)
+        values = last_values(self._reader, thread_id, run_id, bounds.started, bounds.ended)
+        return _with_questions(values, run) if run is not None else values
 
     async def _call(self, function: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
@@ -353,6 +354,15 @@ def _backwards(reader: LogReader, thread_id: str, first: int, last: int) -> Iter
                 )
             yield row
             before = row.first
+
+
+def _with_questions(values: Any, run: Run) -> Any:
+    """All that a run asked when it paused. LangGraph's last values have one question of several, or none."""
+    asked = [question for questions in run.interrupts.values() for question in questions]
+    if not asked or not isinstance(values, dict) or values == {}:
+        return values
+    shown = {question.get("id"): question for question in values.get("__interrupt__") or ()}
+    return {**values, "__interrupt__": [shown.get(question["id"], question) for question in asked]}
 
 
 def _provenances(facts: Sequence[Fact], run_id: str, provenance: Provenance) -> list[Provenance]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -67,11 +68,12 @@ async def create_many(
     return runs, statuses
 
 
-async def all_ended(servers: list[Server], thread_id: str) -> None:
-    """Wait until nothing is in flight: the run that was created last was the last to end."""
-    async with httpx.AsyncClient(base_url=servers[0].url, timeout=60) as client:
-        while (await client.get(f"/threads/{thread_id}")).json()["status"] == "busy":
-            pass
+async def all_ended(servers: list[Server], log: LogReader, thread_id: str) -> None:
+    """Wait until nothing is in flight: runs end in order of creation."""
+    (*_, last) = log.facts(thread_id, topics=["run.created"])
+    async with httpx.AsyncClient(base_url=servers[0].url, timeout=None) as client:
+        await client.get(f"/threads/{thread_id}/runs/{last.fact.run_id}/join")  # type: ignore[attr-defined]
+        assert (await client.get(f"/threads/{thread_id}")).json()["status"] == "idle"
 
 
 def story(facts: list[Recorded]) -> dict[str, list[tuple[str, Provenance]]]:
@@ -99,10 +101,14 @@ def ends_of(told: dict[str, list[tuple[str, Provenance]]]) -> dict[str, str]:
     return {run: end for run, (end,) in ends.items()}
 
 
-async def check_strategy(servers: list[Server], log: LogReader, strategy: str, count: int, clients: int) -> None:
+async def check_strategy(servers: list[Server], log: LogReader, strategy: str, count: int, clients: int) -> str:
+    """What was found, in a line."""
+    begun = time.monotonic()
     thread_id = await new_thread(servers)
     runs, statuses = await create_many(servers, thread_id, [strategy] * count, clients)
-    await all_ended(servers, thread_id)
+    asked = time.monotonic() - begun
+    await all_ended(servers, log, thread_id)
+    took = time.monotonic() - begun
     facts = log.facts(thread_id)
     told = story(facts)
     ends = ends_of(told)
@@ -128,6 +134,12 @@ async def check_strategy(servers: list[Server], log: LogReader, strategy: str, c
     else:
         check_superseded(told, ends, strategy)
     await check_lists(servers, thread_id, ends, strategy)
+    return (
+        f"{strategy}: {count} asked for by {clients} clients in {asked:.1f} s, answers {dict(statuses)};"
+        f" of {len(created)} in the log {len(started)} began, one at a time and in order;"
+        f" ends {dict(Counter(ends.values()))}, lost {len(set(runs) - set(ends))};"
+        f" all ended after {took:.1f} s, {len(facts)} facts up to seq {facts[-1].seq}"
+    )
 
 
 def check_superseded(told: dict[str, list[tuple[str, Provenance]]], ends: dict[str, str], strategy: str) -> None:
@@ -165,16 +177,18 @@ async def test_runs_of_one_thread_run_one_at_a_time_and_none_is_lost(
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 async def test_a_thousand_runs_of_one_thread_by_sixteen_clients(
-    servers: list[Server], log: LogReader, strategy: str
+    servers: list[Server], log: LogReader, strategy: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    await check_strategy(servers, log, strategy, 1000, 16)
+    found = await check_strategy(servers, log, strategy, 1000, 16)
+    with capsys.disabled():
+        print(f"\n{found}")
 
 
 async def test_strategies_that_mix_on_one_thread_leave_one_end_each(servers: list[Server], log: LogReader) -> None:
     dice = random.Random(SEED)
     thread_id = await new_thread(servers)
     runs, statuses = await create_many(servers, thread_id, dice.choices(STRATEGIES, k=60), 4)
-    await all_ended(servers, thread_id)
+    await all_ended(servers, log, thread_id)
     told = story(log.facts(thread_id))
     assert set(ends_of(told)) == set(runs)
     assert set(statuses) <= {200, 409}
@@ -230,8 +244,12 @@ async def test_a_cancel_raced_against_completion_makes_one_end_that_the_answers_
 
 @pytest.mark.faults
 @pytest.mark.timeout(900)
-async def test_a_thousand_cancels_raced_against_completion(servers: list[Server], log: LogReader) -> None:
+async def test_a_thousand_cancels_raced_against_completion(
+    servers: list[Server], log: LogReader, capsys: pytest.CaptureFixture[str]
+) -> None:
     ends = await races(servers, log, 1000, 8)
+    with capsys.disabled():
+        print(f"\n1000 cancels raced against completion, one end each that the answers agree with: {dict(ends)}")
     assert ends["run.completed"] > 50, ends
     assert ends["run.cancelled"] > 50, ends
 

@@ -45,7 +45,6 @@ def test_unknown_fields_are_ignored_and_null_means_the_default():
         {
             "assistant_id": "agent",
             "zzz": 1,
-            "strict_resume": True,
             "langsmith_tracer": {"project_name": "p"},
             "config": None,
             "metadata": None,

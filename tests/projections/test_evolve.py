@@ -24,6 +24,7 @@ from runs_es.domain import (
     RunRequeued,
     RunStarted,
     RunStatus,
+    Thread,
     ThreadCreated,
     ThreadDeleted,
     ThreadErased,
@@ -239,10 +240,32 @@ class TestThreads:
         resumed = [*paused, created("r2"), *claimed("r2"), run_fact(RunCompleted, 9, "r2")]
         assert thread_after(*resumed).snapshot().interrupts == {}
 
-    def test_a_run_that_never_began_and_is_cancelled_leaves_the_thread_idle(self) -> None:
-        row = thread_after(CREATED, created(), run_fact(RunCancelled))
+    @pytest.mark.parametrize(
+        "before",
+        [
+            [],
+            [created(), *claimed(), run_fact(RunCompleted, 3, interrupts={"task": [{"id": "i", "value": 1}]})],
+            [created(), *claimed(), run_fact(RunFailed, 3)],
+        ],
+        ids=["new", "paused", "failed"],
+    )
+    @pytest.mark.parametrize("deleted", [False, True])
+    def test_a_run_that_is_cancelled_before_it_began_leaves_the_thread_as_it_was(
+        self, before: list[Fact], deleted: bool
+    ) -> None:
+        was = thread_after(CREATED, *before)
+        gone = [run_fact(RunDeleted, 9, "r2")] if deleted else []
+        facts = [CREATED, *before, created("r2"), run_fact(RunCancelled, 9, "r2"), *gone]
 
-        assert (row.status, row.error) == ("idle", None)
+        is_now = thread_after(*facts)
+        moved = {"revision": is_now.revision, "position": is_now.position, "updated_at": is_now.updated_at}
+        assert is_now == replace(was, **moved)
+        assert Thread.fold("t", facts).status == is_now.status
+
+    def test_a_run_that_is_cancelled_between_two_attempts_has_begun(self) -> None:
+        lost = [run_fact(RunRequeued, 3, attempt=1), run_fact(RunCancelled, 4, attempt=0)]
+
+        assert thread_after(CREATED, created(), *claimed(), *lost).status == "interrupted"
 
     def test_deleting_the_run_that_ended_last_makes_the_thread_idle(self) -> None:
         failed = [CREATED, created(), *claimed(), run_fact(RunFailed, 3)]

@@ -225,7 +225,7 @@ def test_a_fact_that_is_skipped_by_one_version_is_the_next_ones_to_try(log: Even
         interventions.skip(log, THREADS, ANN)
     with tracking.connect(log.url, log.schema, "test") as connection:
         assert interventions.skips(connection, [THREADS]) == {"threads": {strange}}
-        assert interventions.skips(connection, [replace(THREADS, version=2)]) == {}
+        assert interventions.skips(connection, [replace(THREADS, version=3)]) == {}
 
 
 def test_two_versions_live_side_by_side(log: EventLog) -> None:
@@ -236,8 +236,8 @@ def test_two_versions_live_side_by_side(log: EventLog) -> None:
         return replace(made, user_id="SOMEBODY") if made is not None else None
 
     append_one(log, created("t1"))
-    table = replace(THREADS.table, name="threads_v2", migrated=False)
-    second = replace(THREADS, version=2, table=table, evolve=shouting)
+    table = replace(THREADS.table, name="threads_v3", migrated=False)
+    second = replace(THREADS, version=3, table=table, evolve=shouting)
     newer = (*(each for each in PROJECTIONS if each.name != "threads"), second)
     rebuild(log, ["threads"], projections=newer)
     with EventLog(log.url) as other, LiveProjector(log) as old, LiveProjector(other, newer) as new:
@@ -256,7 +256,7 @@ def test_two_versions_live_side_by_side(log: EventLog) -> None:
     assert sorted(rows) == [("t1",), ("t2",), ("t3",)]
     assert {row.user_id for row in rows.values()} == {"SOMEBODY"}
     seen = statuses(log)
-    assert seen["threads"].version in (1, 2)
+    assert seen["threads"].version in (2, 3)
     assert "left behind" in {each.state for each in statuses(log).values()} | {seen["threads"].state}
 
 
@@ -264,12 +264,12 @@ def test_a_version_that_is_not_made_yet_is_not_read(log: EventLog, monkeypatch: 
     monkeypatch.setattr(tracking, "_SHORT", 2)
     append_one(log, created("t1"))
     append_one(log, created("t2"))
-    second = replace(THREADS, version=2, table=replace(THREADS.table, name="threads_v2", migrated=False))
+    second = replace(THREADS, version=3, table=replace(THREADS.table, name="threads_v3", migrated=False))
     with tracking.connect(log.url, log.schema, "test") as connection:
         tracking.ensure(connection, log.schema, [second])
     reader = ProjectedRows(log, second, wait=0.1)
 
-    with pytest.raises(StoreUnavailable, match="version 2 of the read model threads is being made for the first time"):
+    with pytest.raises(StoreUnavailable, match="version 3 of the read model threads is being made for the first time"):
         reader.all()
     rebuild(log, ["threads"], projections=[second])
 

@@ -27,7 +27,7 @@ insert into runs select 't' || n % 40, 'r' || n, 'a', case when n % 100 = 0 then
 insert into messages select 't' || n % 40, 'r' || n % 400, 'm' || n, n, n,
                             case when n % 97 = 0 then 'human' else 'ai' end, '{}', '{}', ''
                        from generate_series(1, 20000) n;
-insert into threads select 't' || n, 'idle', '{}', 'user' || n % 500, '', '', null, '{}', null, '[]', null, 'idle',
+insert into threads_v2 select 't' || n, 'idle', '{}', 'user' || n % 500, '', '', null, '{}', null, '[]', null, 'idle',
                            n, n, n, now() + n * interval '1 second', now() - n * interval '1 second', null,
                            jsonb_build_object('n', n) from generate_series(1, 5000) n;
 """
@@ -38,7 +38,7 @@ def filled(log: EventLog) -> EventLog:
     with psycopg.connect(log.url, autocommit=True) as connection:
         connection.execute("set search_path to runs_es")
         connection.execute(FILL)
-        for table in ("runs", "messages", "threads"):
+        for table in ("runs", "messages", "threads_v2"):
             connection.execute(f"analyze {table}")
     return log
 
@@ -112,12 +112,12 @@ def test_runs_across_threads_are_found_by_what_is_asked(filled: EventLog, asked:
 @pytest.mark.parametrize(
     ("order", "filters", "index"),
     [
-        ("t.created_order desc, t.thread_id desc", {}, "threads_created"),
-        ("t.updated_order desc, t.thread_id desc", {}, "threads_updated"),
-        ("t.created_order desc, t.thread_id desc", {"metadata": {"n": 7}}, "threads_metadata"),
-        ("t.created_order desc, t.thread_id desc", {"user_id": "user7"}, "threads_user"),
-        ("t.created_order desc, t.thread_id desc", {"ids": ["t7"]}, "threads_pkey"),
-        ("t.created_order desc, t.thread_id desc", {"status": "busy"}, "threads_status"),
+        ("t.created_order desc, t.thread_id desc", {}, "threads_v2_created"),
+        ("t.updated_order desc, t.thread_id desc", {}, "threads_v2_updated"),
+        ("t.created_order desc, t.thread_id desc", {"metadata": {"n": 7}}, "threads_v2_metadata"),
+        ("t.created_order desc, t.thread_id desc", {"user_id": "user7"}, "threads_v2_user"),
+        ("t.created_order desc, t.thread_id desc", {"ids": ["t7"]}, "threads_v2_pkey"),
+        ("t.created_order desc, t.thread_id desc", {"status": "busy"}, "threads_v2_status"),
     ],
 )
 def test_threads_are_found_by_what_they_are_sorted_or_filtered_by(
@@ -130,7 +130,7 @@ def test_threads_are_found_by_what_they_are_sorted_or_filtered_by(
 
 
 @pytest.mark.parametrize(
-    ("projection", "index"), [(RUNS, "runs_pkey"), (MESSAGES, "messages_key"), (THREADS, "threads_pkey")]
+    ("projection", "index"), [(RUNS, "runs_pkey"), (MESSAGES, "messages_key"), (THREADS, "threads_v2_pkey")]
 )
 def test_a_batch_reads_its_rows_by_their_unique_index(filled: EventLog, projection: AnyProjection, index: str) -> None:
     with tracking.connect(filled.url, filled.schema, "test") as connection:

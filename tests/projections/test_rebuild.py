@@ -29,7 +29,7 @@ from runs_es.domain import (
 )
 from runs_es.log.event_log import EventLog
 from runs_es.service.commands import ListRunsQuery
-from runs_projections import Difference, LiveProjector, ProjectedRuns, rebuild
+from runs_projections import PROJECTIONS, Difference, LiveProjector, ProjectedRuns, rebuild
 from runs_projections.filling import RebuildFailed
 from runs_projections.rebuild import OnProgress
 from runs_projections.runs import RUNS
@@ -38,15 +38,15 @@ from tests.projections.following import following
 from tests.projections.histories import random_stories
 from tests.projections.test_live import append_one, append_strange, created
 
-TABLES = ("runs", "messages", "threads", "usage", "crons")
+TABLES = {each.name: each.table.name for each in PROJECTIONS}
 
 
 def dumped(log: EventLog) -> dict[str, list[str]]:
     """Every column of every row as the database prints it, those for searching and sorting too."""
     with psycopg.connect(log.url) as connection:
         return {
-            table: [row for (row,) in connection.execute(f"select t::text from runs_es.{table} t order by 1")]
-            for table in TABLES
+            name: [row for (row,) in connection.execute(f"select t::text from runs_es.{table} t order by 1")]
+            for name, table in TABLES.items()
         }
 
 
@@ -156,7 +156,7 @@ def test_a_verification_finds_every_difference_and_changes_nothing(log: EventLog
     assert rebuild(log, verify=True).differences == ()
     change(log, "update runs set attempt = 7 where run_id = 't0-1'")
     change(log, "delete from messages where thread_id = 't1' and message_id = 'm3'")
-    change(log, "update threads set searchable = '{}' where thread_id = 't2'")
+    change(log, "update threads_v2 set searchable = '{}' where thread_id = 't2'")
     change(
         log,
         'insert into runs select (jsonb_populate_record(r, \'{"run_id": "ghost"}\')).* from runs r'
@@ -251,10 +251,10 @@ def test_what_was_replaced_goes_after_its_grace(log: EventLog) -> None:
     rebuild(log, ["runs"])
     assert leftovers(log) == {"runs_es_retired.runs"}
     rebuild(log, ["threads"])
-    assert leftovers(log) == {"runs_es_retired.runs", "runs_es_retired.threads"}
+    assert leftovers(log) == {"runs_es_retired.runs", "runs_es_retired.threads_v2"}
     change(log, "update rebuilds set drop_at = clock_timestamp() where name = 'runs'")
     with LiveProjector(log):
-        until(lambda: leftovers(log) == {"runs_es_retired.threads"})
+        until(lambda: leftovers(log) == {"runs_es_retired.threads_v2"})
 
 
 def until(is_so: Callable[[], bool], seconds: float = 20) -> None:
@@ -270,7 +270,7 @@ def test_the_new_tables_are_like_the_old_ones_in_everything(log: EventLog) -> No
     change(log, "create role reader_of_runs")
     try:
         change(log, "grant select on runs, messages to reader_of_runs")
-        change(log, "grant select on threads to public")
+        change(log, "grant select on threads_v2 to public")
         before = described(log)
 
         rebuild(log, grace=0)
@@ -294,7 +294,7 @@ def described(log: EventLog) -> list[tuple[Any, ...]]:
             "  (select array_agg((conname, pg_get_constraintdef(oid))::text order by conname)"
             "     from pg_constraint where conrelid = c.oid)"
             " from pg_class c where c.relnamespace = 'runs_es'::regnamespace and c.relname = any(%s) order by 1",
-            (list(TABLES),),
+            (list(TABLES.values()),),
         ).fetchall()
 
 

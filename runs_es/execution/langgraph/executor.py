@@ -18,6 +18,7 @@ from runs_es.execution.langgraph.encoding import encode, plain
 from runs_es.execution.langgraph.graphs import GraphRegistry, over
 from runs_es.execution.langgraph.messages import MessageFrames, NewMessages
 from runs_es.execution.langgraph.request import Breakpoints, GraphRequest
+from runs_es.execution.langgraph.resume import must_be_asked
 from runs_es.execution.langgraph.saver import CheckpointPool, FencedPostgresSaver
 from runs_es.execution.protocol import ActiveRun, RunOutcome
 
@@ -48,7 +49,8 @@ class LangGraphExecutor:
 
     async def execute(self, run: ActiveRun) -> RunOutcome:
         request = GraphRequest.of(run.run, run.attempt, self._registry)
-        graph = over(self._registry.get(request.graph_id), self._saver_for(run))
+        saver = self._saver_for(run)
+        graph = over(self._registry.get(request.graph_id), saver)
         frames = _Frames(run, request)
         if run.attempt > 1:
             head = await graph.aget_state(request.thread_config)
@@ -58,6 +60,11 @@ class LangGraphExecutor:
                     await frames.retain(head)
                     return _outcome(head)
                 request = request.continued()
+            elif request.resume is not None and isinstance(saver, FencedPostgresSaver):
+                # The answer may have been taken, and the next question asked, without a checkpoint: in one node.
+                await saver.restart()
+        if request.strict:
+            must_be_asked(request.resume, await graph.aget_state(request.config))
         await _stream(graph, request, frames)
         head = await graph.aget_state(request.thread_config)
         await frames.retain(head)

@@ -45,6 +45,8 @@ class GraphRequest:
     interrupt_before: Breakpoints
     interrupt_after: Breakpoints
     durability: Durability
+    resume: Any
+    strict: bool
 
     @classmethod
     def of(cls, run: Run, attempt: int, registry: GraphRegistry) -> GraphRequest:
@@ -63,6 +65,8 @@ class GraphRequest:
             interrupt_before=kwargs.get("interrupt_before"),
             interrupt_after=kwargs.get("interrupt_after"),
             durability=_durability(kwargs),
+            resume=(kwargs.get("command") or {}).get("resume"),
+            strict=bool(kwargs.get("strict_resume")) and (kwargs.get("command") or {}).get("resume") is not None,
         )
 
     @property
@@ -83,7 +87,13 @@ class GraphRequest:
     def continued(self) -> GraphRequest:
         """The same request for an attempt that goes on from what an earlier one saved: its input is in there."""
         configurable = {k: v for k, v in self.config["configurable"].items() if k not in _CHECKPOINT_KEYS}
-        return replace(self, input=None, config={**self.config, "configurable": {**configurable, "checkpoint_ns": ""}})
+        return replace(
+            self,
+            input=None,
+            resume=None,
+            strict=False,
+            config={**self.config, "configurable": {**configurable, "checkpoint_ns": ""}},
+        )
 
 
 def _graph_of(run: Run, registry: GraphRegistry) -> str:

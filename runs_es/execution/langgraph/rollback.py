@@ -54,16 +54,16 @@ _STATEMENTS = (
                                                              = (w.thread_id, w.checkpoint_ns, w.checkpoint_id))
     """,
     """
-    delete from {saved}.checkpoint_writes w using checkpoint_undo u
+    delete from {saved}.checkpoint_writes w using {log}.checkpoint_undo u
      where (u.thread_id, u.run_id) = (%(thread)s, %(run)s)
        and (w.thread_id, w.checkpoint_ns, w.checkpoint_id) = (u.thread_id, u.checkpoint_ns, u.checkpoint_id)
     """,
     """
     insert into {saved}.checkpoint_writes
-    select w.* from checkpoint_undo u, jsonb_populate_recordset(null::{saved}.checkpoint_writes, u.writes) w
+    select w.* from {log}.checkpoint_undo u, jsonb_populate_recordset(null::{saved}.checkpoint_writes, u.writes) w
      where (u.thread_id, u.run_id) = (%(thread)s, %(run)s)
     """,
-    "delete from checkpoint_undo where (thread_id, run_id) = (%(thread)s, %(run)s)",
+    "delete from {log}.checkpoint_undo where (thread_id, run_id) = (%(thread)s, %(run)s)",
 )
 
 
@@ -72,13 +72,18 @@ def keep_writes(schema: str) -> sql.Composed:
     return _named(_KEEP, schema)
 
 
+def take_back(schema: str) -> list[sql.Composed]:
+    """The statements that undo what a run did: parameters `thread` and `run`."""
+    return [_named(each, schema) for each in _STATEMENTS]
+
+
 class CheckpointRollback:
     """Safe in several processes at once. `schema` is the log's."""
 
     def __init__(self, reader: LogReader, schema: str) -> None:
         self._reader = reader
         self._schema = schema
-        self._statements = [_named(each, schema) for each in _STATEMENTS]
+        self._statements = take_back(schema)
 
     def restore(self, thread_id: str, run_id: str) -> None:
         """Make the thread's state what it was before the run; a second time it finds nothing to do.

@@ -23,7 +23,7 @@ from psycopg_pool import AsyncConnectionPool
 
 from runs_es.database.migrate import checkpoint_schema
 from runs_es.domain.errors import LeaseLost
-from runs_es.execution.langgraph.rollback import keep_writes
+from runs_es.execution.langgraph.rollback import keep_writes, take_back
 from runs_es.log.locks import thread_lock_key
 
 CheckpointPool = AsyncConnectionPool[AsyncConnection[DictRow]]
@@ -85,6 +85,7 @@ class FencedPostgresSaver(AsyncPostgresSaver):
         self._run_id = run_id
         self._earlier: set[tuple[str, str]] = set()  # checkpoints of earlier runs that were read, as (ns, id)
         self._keep_writes = keep_writes(schema)
+        self._take_back = take_back(schema)
         self._fence = fence
         self._lock_key = thread_lock_key(schema, thread_id)
         self._read_fence = sql.SQL("select fence from {}.heads where thread_id = %s").format(sql.Identifier(schema))
@@ -121,6 +122,13 @@ class FencedPostgresSaver(AsyncPostgresSaver):
         await batch.execute(self._keep_writes, (self._thread_id, self._run_id, namespace, checkpoint_id))
         await self._commit(batch)
         self._earlier.discard((namespace, checkpoint_id))
+
+    async def restart(self) -> None:
+        """Take back what earlier attempts of this run saved."""
+        batch = _Batch()
+        for statement in self._take_back:
+            await batch.execute(statement, {"thread": self._thread_id, "run": self._run_id})
+        await self._commit(batch)
 
     async def adelete_thread(self, thread_id: str) -> None:
         self._must_be_mine(thread_id)
