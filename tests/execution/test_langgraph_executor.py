@@ -36,8 +36,8 @@ class Graphs(GraphRegistry):
     """A registry of graphs that a test made itself."""
 
     def __init__(self, **graphs: Any) -> None:
-        super().__init__({})
         self._made = graphs
+        super().__init__({})
 
     @property
     def names(self) -> list[str]:
