@@ -52,6 +52,11 @@ class FunctionExecutor:
         await run.publish("values", result)
         return None
 
+    def is_retryable(self, error: Exception) -> bool:
+        """As the other executor says; a function raises `RetryableError` for what it knows to pass."""
+        judge = getattr(self._others, "is_retryable", None)
+        return judge is not None and bool(judge(error))
+
 
 def _input_of(run: Run) -> Any:
     return run.kwargs.get("input")

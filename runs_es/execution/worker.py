@@ -344,11 +344,11 @@ class Worker:
         await asyncio.shield(asyncio.wrap_future(attempt.record(*items, last=True)))
 
     async def _end(self, attempt: Attempt, how: Callable[[Run], None], who: Provenance | None = None) -> None:
-        """End the run by a decision on the thread as it is now, if the claim still stands."""
+        """End the run by a decision on the thread as it is now, if the claim still stands. A cancel by then wins."""
 
         def decide(thread: Thread, _: Head) -> Decision:
             run = thread.claimed(attempt.run.run_id, attempt.claim_id)
-            how(run)
+            (self._cancelled if run.cancel_requested else how)(run)
             return decision(run, thread.closed(run), self._restore)
 
         await blocking(self._decisions.make, attempt.run.thread_id, decide, provenance=who or self._provenance)

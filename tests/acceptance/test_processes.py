@@ -16,6 +16,7 @@ import httpx
 import psycopg
 import pytest
 
+from runs_es.domain import TERMINAL_TOPICS
 from tests.acceptance.server import Server, read_stream, streaming
 
 QUICK = {"RUNS_ES_HEARTBEAT_SECONDS": "0.3", "RUNS_ES_LEASE_SECONDS": "1.5", "RUNS_ES_SWEEP_SECONDS": "0.3"}
@@ -69,6 +70,17 @@ def facts(database_url: str, thread_id: str) -> list[tuple[str, str, str | None]
         ).fetchall()
 
 
+def rows_after_the_end(database_url: str, thread_id: str, run_id: str) -> list[str]:
+    """Topics of what the log has of the run behind its terminal fact."""
+    with psycopg.connect(database_url) as connection:
+        rows = connection.execute(
+            "select topic from runs_es.events e where thread_id = %(t)s and run_id = %(r)s and seq > (select min(seq)"
+            "  from runs_es.events_facts where thread_id = %(t)s and run_id = %(r)s and topic = any(%(ends)s))",
+            {"t": thread_id, "r": run_id, "ends": list(TERMINAL_TOPICS)},
+        ).fetchall()
+    return [topic for (topic,) in rows]
+
+
 def test_runs_of_one_thread_go_in_order_one_at_a_time_over_two_workers(database_url: str, client: httpx.Client) -> None:
     thread_id = thread(client)
     created = [client.post(f"/threads/{thread_id}/runs", json=body(3)).json()["run_id"] for _ in range(30)]
@@ -97,11 +109,13 @@ def test_a_cancel_reaches_a_worker_in_another_process_and_a_live_stream_ends(
             took = time.monotonic() - asked
             for _ in reading:
                 pass
+        topics = [topic for topic, _, _ in facts(database_url, thread_id)]
+        assert topics[-2:] == ["run.cancel_requested", "run.cancelled"]
+        client.post(f"/threads/{thread_id}/runs/wait", json=body(3))  # time enough for what might still come
     assert cancelled.status_code == 200
     assert received.events[-1][1].startswith(b"event: end")
     assert took < 5
-    topics = [topic for topic, _, _ in facts(database_url, thread_id)]
-    assert topics[-2:] == ["run.cancel_requested", "run.cancelled"]
+    assert not rows_after_the_end(database_url, thread_id, run)
 
 
 def test_a_run_whose_worker_was_killed_is_ended_by_another_in_the_same_stream(

@@ -89,6 +89,7 @@ async def test_an_end_without_an_offset_is_utc_and_null_takes_it_away(client: ht
         ({**CRON, "end_time": "9999-12-31T23:59:59-12:00"}, "end_time: lies outside of the calendar"),
         ({**CRON, "config": {"recursion_limit": 0}}, "config.recursion_limit: "),
         ({**CRON, "interrupt_before": 7}, "interrupt_before: "),
+        ({**CRON, "webhook": "http://127.0.0.1/"}, "webhook: "),
     ],
 )
 async def test_what_makes_no_cron_is_refused_by_the_name_of_the_field(

@@ -22,6 +22,7 @@ NAMES = (
     "rebuild",
     "retention",
     "pressure",
+    "cancel",
 )
 
 

@@ -19,7 +19,9 @@ from runs_es.execution.langgraph.graphs import GraphRegistry, assistant_id
 from runs_es.execution.langgraph.saver import CheckpointPool, FencedPostgresSaver, open_checkpoint_pool
 from runs_es.execution.langgraph.state import GraphStateReader, empty_state
 from runs_es.log.locks import thread_lock_key
+from tests.acceptance.questions.graphs import in_one_node
 from tests.execution.recorded_run import RecordedRun
+from tests.execution.test_langgraph_executor import Graphs
 
 SCHEMA = "runs_es"
 TABLES = ("checkpoints", "checkpoint_blobs", "checkpoint_writes")
@@ -361,3 +363,21 @@ async def test_deleting_a_thread_forgets_its_checkpoints_and_no_others(
     await GraphStateReader(registry, pool).delete(thread_id)
     assert await rows(pool) == [1, 1, 1]
     assert await AsyncPostgresSaver(pool).aget_tuple(config_of(kept)) is not None
+
+
+async def test_a_second_attempt_answers_the_question_it_was_given_again_and_not_the_next_one(
+    pool: CheckpointPool, claimer: psycopg.AsyncConnection[Any], thread_id: str
+) -> None:
+    """Both questions are one node's, so the first attempt leaves no checkpoint between them."""
+    executor = LangGraphExecutor.over_pool(Graphs(agent=in_one_node), pool, SCHEMA)
+    await executor.execute(RecordedRun({"input": {"steps": []}}, thread_id=thread_id, fence=1))
+    lost = RecordedRun({"command": {"resume": "yes"}}, thread_id=thread_id, fence=1)
+    asked = await executor.execute(lost)  # its worker is lost before it can say so
+    await raise_fence(claimer, thread_id)
+    again = RecordedRun(lost.run.kwargs, thread_id=thread_id, run_id=lost.run.run_id, attempt=2, fence=2)
+    outcome = await executor.execute(again)
+    assert [interrupts[0]["value"] for interrupts in outcome.interrupts.values()] == ["two?"]
+    assert outcome.interrupts == asked.interrupts
+    last = RecordedRun({"command": {"resume": "no"}}, thread_id=thread_id, fence=2)
+    await executor.execute(last)
+    assert last.frames[-1] == ("values", {"steps": ["one?: yes", "two?: no"]})

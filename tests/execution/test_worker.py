@@ -27,6 +27,7 @@ from runs_es.domain import (
 )
 from runs_es.domain.values import MultitaskStrategy
 from runs_es.execution import ActiveRun, RunOutcome
+from runs_es.execution.attempt import Attempt
 from runs_es.log.decisions import Decision
 from runs_es.log.reader import Head
 from runs_es.service.commands import (
@@ -225,6 +226,25 @@ async def test_a_cancelled_run_is_interrupted_and_the_log_says_who_and_why(setti
         assert len(scripted.tried_after_cancel) == 1, "nothing may be written after the cancel"
         with pytest.raises(RunNotFound):
             await store.service.cancel(CancelRunCommand(run_id=run.run_id))
+
+    await within(settings, body)
+
+
+@pytest.mark.parametrize("what", ["work", "fail"])
+async def test_a_cancel_while_the_end_of_a_temporary_thread_is_being_written_wins(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    async def body(store: Store, _: Scripted) -> None:
+        flush = Attempt.flush
+
+        async def flush_and_then_somebody_cancels(attempt: Attempt) -> None:
+            await flush(attempt)
+            await store.service.cancel(CancelRunCommand(run_id=attempt.run.run_id))
+
+        monkeypatch.setattr(Attempt, "flush", flush_and_then_somebody_cancels)
+        run = await store.service.create_background(command(what, scope=RunScope.TEMPORARY_THREAD))
+        await store.service.ended("t", run.run_id)
+        assert topics(store)[-3:] == ["run.cancel_requested", "run.cancelled", "thread.deleted"]
 
     await within(settings, body)
 

@@ -19,6 +19,7 @@ from runs_es.execution.langgraph.graphs import GraphRegistry, over
 from runs_es.execution.langgraph.messages import MessageFrames, NewMessages
 from runs_es.execution.langgraph.request import Breakpoints, GraphRequest
 from runs_es.execution.langgraph.resume import must_be_asked
+from runs_es.execution.langgraph.retryable import may_pass
 from runs_es.execution.langgraph.saver import CheckpointPool, FencedPostgresSaver
 from runs_es.execution.protocol import ActiveRun, RunOutcome
 
@@ -69,6 +70,10 @@ class LangGraphExecutor:
         head = await graph.aget_state(request.thread_config)
         await frames.retain(head)
         return _outcome(head)
+
+    def is_retryable(self, error: Exception) -> bool:
+        """See retryable.py."""
+        return may_pass(error)
 
 
 async def _stream(graph: Graph, request: GraphRequest, frames: _Frames) -> None:
