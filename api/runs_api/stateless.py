@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
+from pydantic import Field
 from starlette.responses import Response
 
 from runs_api.caller import CallerOf
@@ -19,6 +20,9 @@ from runs_api.runs import place as place_in_thread
 router = APIRouter(prefix="/runs", tags=["Stateless runs"], route_class=JsonRoute, responses=ERRORS)
 
 
+Batch = Annotated[list[StatelessRunBody], Field(min_length=1, max_length=1000)]
+
+
 def place(run_id: str) -> str:
     return f"/runs/{run_id}"
 
@@ -27,6 +31,13 @@ def place(run_id: str) -> str:
 async def create_stateless_run(body: StatelessRunBody, edge: EdgeOf, caller: CallerOf) -> Response:
     run = await Delivery(edge, caller).created(stateless(body, caller, edge.store.registry))
     return Json(run_body(run), headers={"Content-Location": place(run.run_id)})
+
+
+@router.post("/batch", response_model=list[Run], summary="Start several stateless runs in the background")
+async def create_stateless_runs(body: Batch, edge: EdgeOf, caller: CallerOf) -> Response:
+    """All are checked before the first is recorded; each is then recorded by itself, in the order given."""
+    commands = [stateless(each, caller, edge.store.registry) for each in body]
+    return Json([run_body(await Delivery(edge, caller).created(command)) for command in commands])
 
 
 @router.post("/stream", response_class=Response, responses=STREAM, summary="Start a stateless run and stream it")

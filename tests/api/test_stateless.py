@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 
+from runs_projections.wiring import Store
 from tests.api.conftest import events_of
 
 FRAMES = [["values", {"n": 1}], ["values", {"n": 2}]]
@@ -59,3 +60,17 @@ async def test_a_deleted_run_is_not_found_here_either(client: httpx.AsyncClient)
     assert (await client.delete(where)).status_code == 204
     for place in ("stream", "join"):
         assert (await client.get(f"/runs/{run}/{place}")).status_code == 404
+
+
+async def test_a_batch_is_recorded_in_order_or_not_at_all(client: httpx.AsyncClient, store: Store):
+    given = [body("keep", frames=[["values", {"n": n}]]) for n in range(3)]
+    runs = (await client.post("/runs/batch", json=given)).json()
+    results = [(await client.get(f"/runs/{run['run_id']}/join")).json() for run in runs]
+    assert results == [{"n": 0}, {"n": 1}, {"n": 2}]
+    assert len({run["thread_id"] for run in runs}) == 3
+    before = store.log.reader.last_position()
+    for wrong in ({**body(), "on_completion": "burn"}, {**body(), "command": {"resume": "x"}}):
+        refused = await client.post("/runs/batch", json=[body(), wrong])
+        assert refused.status_code in (400, 422)
+    assert (await client.post("/runs/batch", json=[])).status_code == 422
+    assert store.log.reader.last_position() == before

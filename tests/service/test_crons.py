@@ -168,6 +168,25 @@ def _fire_at(gate: threading.Barrier, store: Store, cron: CronSnapshot) -> bool:
     return store.crons.fire(cron, due(cron), launch)
 
 
+def test_a_run_of_the_tick_that_another_creates_while_we_look_is_not_a_busy_thread(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(settings) as first, opened(settings) as second:
+        cron = thread_cron(first, payload={"multitask_strategy": "reject"})
+        look = first.log.reader.by_idem_key
+        monkeypatch.setattr(second.crons, "_append", _dies)
+
+        def looks_too_early(thread_id: str, key: str) -> Any:
+            monkeypatch.setattr(first.log.reader, "by_idem_key", look)
+            with pytest.raises(KeyboardInterrupt):
+                second.crons.fire(cron, due(cron), launch)
+            return None
+
+        monkeypatch.setattr(first.log.reader, "by_idem_key", looks_too_early)
+        assert first.crons.fire(cron, due(cron), launch)
+        assert (len(runs(first, cron)), ticks(first, cron)) == (1, [cron.next_run_date])
+
+
 # --- what was changed ---
 
 

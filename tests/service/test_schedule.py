@@ -72,6 +72,20 @@ def test_the_ticks_are_the_same_from_whatever_moment_they_are_asked_for(seed: in
         assert (schedule.latest(one), schedule.after(one)) == (one, ticks[ticks.index(one) + 1]), told
 
 
+@pytest.mark.parametrize(
+    ("text", "zone", "moment", "latest"),
+    [
+        ("30 0-5 * * *", "Europe/Berlin", "2026-10-25T01:00:56", "2026-10-25T00:30:00"),
+        ("* 1 * * *", "Australia/Lord_Howe", "2026-10-03T23:09:21", "2026-10-03T15:29:00"),
+    ],
+)
+def test_the_latest_tick_is_one_that_came_also_on_days_on_which_clocks_change(
+    text: str, zone: str, moment: str, latest: str
+) -> None:
+    schedule, asked, expected = Schedule(text, zone), f"{moment}+00:00", f"{latest}+00:00"
+    assert schedule.latest(datetime.fromisoformat(asked)) == datetime.fromisoformat(expected)
+
+
 def test_six_fields_begin_with_seconds_and_words_stand_for_the_usual_ones() -> None:
     since = datetime(2026, 6, 1, 12, 0, 5, tzinfo=UTC)
     assert Schedule("*/20 * * * * *").after(since) == datetime(2026, 6, 1, 12, 0, 20, tzinfo=UTC)
