@@ -15,6 +15,7 @@ NAMES = (
     "append",
     "streaming",
     "serving",
+    "throughput",
     "replay",
     "storage",
     "lists",

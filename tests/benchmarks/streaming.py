@@ -20,7 +20,7 @@ import httpx
 
 from tests.acceptance.server import Server, free_port
 from tests.benchmarks import redis_bridge
-from tests.benchmarks.figures import percentile, show
+from tests.benchmarks.figures import cpu_seconds, percentile, resident_megabytes, show
 from tests.benchmarks.limits import redis_server
 from tests.benchmarks.plots import bars
 from tests.benchmarks.subscribers import subscribe
@@ -29,7 +29,6 @@ CONFIG = Path(__file__).parent / "ticking" / "langgraph.json"
 SECONDS = 8
 # subscribers, frames a second
 CASES = [(1, 200), (20, 200), (100, 50), (1000, 20)]
-_ticks = os.sysconf("SC_CLK_TCK")
 _context: Any = multiprocessing.get_context("forkserver")
 
 
@@ -42,17 +41,6 @@ class Watched:
         self.missing = missing
         self.cpu = cpu
         self.megabytes = megabytes
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _ticks
-
-
-def resident_megabytes(pid: int) -> float:
-    """Memory of a process that is in RAM."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 @contextmanager
