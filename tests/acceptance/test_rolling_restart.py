@@ -118,6 +118,19 @@ async def restart(server: Server) -> None:
     await asyncio.to_thread(server.start)
 
 
+async def in_the_middle(url: str, server: Server) -> None:
+    """Return when the server has just begun one of the long runs, which it cannot finish while it stops."""
+    has_one = (
+        "select exists (select from runs_es.events_facts c join runs_es.events_facts r"
+        "  on r.topic = 'run.created' and (r.thread_id, r.run_id) = (c.thread_id, c.run_id)"
+        " where c.topic = 'run.claimed' and c.actor like %s and c.recorded_at > clock_timestamp() - interval '1 s'"
+        "   and position('\"tokens\":100,'::bytea in r.state) > 0)"
+    )
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+        while await (await connection.execute(has_one, (f"%:{server.pid}:%",))).fetchone() != (True,):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
 async def roll(url: str, servers: list[Server], tally: Tally, rounds: int, clients: int) -> None:
     """`rounds` rolling restarts under traffic; then every stream against the log, and every run's facts."""
     async with Balancer([server.port for server in servers]) as balancer:
@@ -131,6 +144,7 @@ async def roll(url: str, servers: list[Server], tally: Tally, rounds: int, clien
             for server in servers * rounds:
                 traffic.streaming.clear()
                 await traffic.streaming.wait()
+                await in_the_middle(url, server)
                 await restart(server)
                 tally.faults["server restarted"] += 1
             traffic.stopping = True

@@ -47,13 +47,13 @@ async def test_from_a_poisoned_fact_to_recovery(settings: Settings) -> None:
             item = FactItem("strange.thing", None, b"{}")
             appended = store.log.writer.submit(Append("strange", [item], expected=0)).result(30)
             await new_thread(client)
-            until(lambda: len(store.projector.failures) == 4)
+            until(lambda: len(store.projector.failures) == len(PROJECTIONS))
             where = f"at position {appended.position}: UnknownTopic: topic 'strange.thing' is not known"
 
             # The page, the metric, the lists, the exit code: each says so.
             page = (await client.get("/projections")).json()
             assert [(each["name"], each["state"]) for each in page] == [
-                (name, "stopped") for name in ("runs", "messages", "threads", "usage")
+                (projection.name, "stopped") for projection in PROJECTIONS
             ]
             assert page[0]["failed_position"] == appended.position
             assert "strange.thing" in page[0]["reason"]
@@ -84,7 +84,7 @@ async def test_from_a_poisoned_fact_to_recovery(settings: Settings) -> None:
             assert "x-runs-stale" not in listed.headers
             healthy = shell(settings, "projections", "status", "--json")
             assert healthy.returncode == 0
-            assert [json.loads(line)["state"] for line in healthy.stdout.splitlines()] == ["live"] * 4
+            assert [json.loads(line)["state"] for line in healthy.stdout.splitlines()] == ["live"] * len(PROJECTIONS)
             facts = store.log.reader.facts("runs-es.system")
             assert facts[1].provenance.reason == "a trial of the next version"
             assert re.fullmatch(r"shell:.+", facts[1].provenance.actor or "")

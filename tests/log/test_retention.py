@@ -431,7 +431,7 @@ def test_read_models_lose_an_erased_thread(log: EventLog, connection: Connection
     gone = ended(log)
     with LiveProjector(log) as projector:
         assert projector.wait_for(log.reader.last_position(), 20)
-        count = "select (select count(*) from runs) + (select count(*) from threads)"
+        count = "select (select count(*) from runs) + (select count(*) from threads_v2)"
         assert connection.execute(count).fetchone() == (2,)
         erased = retention.erase_thread(log, gone.thread_id, provenance=WHO)
         assert projector.wait_for(erased.position, 20)
