@@ -116,7 +116,7 @@ class GraphRegistry:
         for name in self.external:
             if name in self._sources:
                 raise self._sources[name].error("it cannot be external as well; take it out of one of the two")
-        self._ids = {assistant_id(name): name for name in self.names}
+        self._ids = {assistant_id(name): name for name in (*self._sources, *self.external)}
 
     @property
     def names(self) -> list[str]:
