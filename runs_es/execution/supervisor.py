@@ -147,6 +147,7 @@ class WorkerSupervisor:
                 self._decisions,
                 self._active_threads,
                 worker_id=worker.worker_id,
+                accepts=self._accepts,
                 reap=self._reap,
             )
             sweeping = asyncio.create_task(self._sweep(sweep))

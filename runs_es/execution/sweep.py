@@ -17,6 +17,7 @@ from contextlib import suppress
 from runs_es.domain import LeaseLost, Provenance, Thread
 from runs_es.execution.blocking import blocking
 from runs_es.execution.queue import JobQueue, QueueWorker, StalledJob
+from runs_es.execution.worker import Accepts
 from runs_es.log.decisions import Decision, Decisions
 from runs_es.log.reader import Head
 
@@ -34,6 +35,7 @@ class Sweep:
         active_threads: Callable[[], list[str]],
         *,
         worker_id: str,
+        accepts: Accepts | None = None,
         reap: Callable[[], int] | None = None,
     ) -> None:
         self._jobs = jobs
@@ -41,6 +43,7 @@ class Sweep:
         self._decisions = decisions
         self._active_threads = active_threads
         self._actor = f"sweep:{worker_id}"
+        self._accepts = accepts or (lambda _: True)
         self._reap = reap
 
     async def round(self) -> None:
@@ -54,11 +57,12 @@ class Sweep:
 
     async def _give_away(self, job: StalledJob) -> None:
         """First the log, then the queue: while the job stands, nobody else has been given the thread, so the claim that
-        is there is the lost worker's. Of several who sweep at once one writes, the others find the claim gone.
+        is there is the lost worker's, unless it is of a run that our workers do not take: external ones have no jobs.
+        Of several who sweep at once one writes, the others find the claim gone.
         """
         thread, _ = await blocking(self._decisions.look, job.thread_id)
         run = thread.in_flight
-        if run is not None and await self._jobs.is_stalled(job):
+        if run is not None and self._accepts(run) and await self._jobs.is_stalled(job):
             assert run.claim_id is not None
             with suppress(LeaseLost):
                 await blocking(self._lose, job, run.run_id, run.claim_id, run.worker_id)

@@ -84,6 +84,12 @@ async def claimed(client: httpx.AsyncClient, **body: Any) -> Worker:
     return Worker(client, answer.json())
 
 
+def expire(store: Store, worker: Worker) -> None:
+    """As if the worker had been silent for its whole lease."""
+    with store.log.reader.connection() as connection:
+        connection.execute("update leases set ends_at = now() where claim_id = %s", (worker.claim["claim_id"],))
+
+
 async def start(client: httpx.AsyncClient, thread: str | None = None, **body: Any) -> tuple[str, str]:
     thread = thread or await new_thread(client)
     answer = await client.post(f"/threads/{thread}/runs", json={"assistant_id": "remote", "input": {}, **body})
@@ -212,8 +218,7 @@ async def test_a_run_that_loses_its_worker_too_often_fails(store: Store, client:
     thread, run = await start(client)
     for _ in range(2):
         worker = await claimed(client)
-        with store.log.reader.connection() as connection:
-            connection.execute("update leases set ends_at = now() where claim_id = %s", (worker.claim["claim_id"],))
+        expire(store, worker)
     await client.get(f"/threads/{thread}/runs/{run}/join")
     assert await status(client, thread, run) == "error"
     shown = await stream(client, thread, run)
@@ -299,6 +304,19 @@ async def test_a_released_run_goes_to_the_next_worker(client: httpx.AsyncClient)
     assert (again.run_id, again.claim["attempt"]) == (run, 2)
     assert (await worker.refused("release"))["worker_id"] == "w2"
     await again.told("finish", outcome="success")
+
+
+async def test_releases_do_not_count_against_a_run(store: Store, client: httpx.AsyncClient):
+    thread, run = await start(client)
+    for _ in range(3):
+        await (await claimed(client)).told("release")
+    worker = await claimed(client)
+    expire(store, worker)
+    again = await claimed(client)
+    assert (again.run_id, again.claim["attempt"]) == (run, 5)
+    await again.told("finish", outcome="success")
+    facts = (await client.get(f"/threads/{thread}/events?types=run.requeued")).json()
+    assert [fact["content"]["cause"] for fact in facts] == ["worker_stopped"] * 3 + ["worker_lost"]
 
 
 async def test_of_workers_that_race_for_runs_each_run_has_one(client: httpx.AsyncClient):

@@ -104,7 +104,11 @@ async def sweeping(store: Store, settings: Settings, name: str = "me") -> AsyncI
         concurrency=1, heartbeat_seconds=1, lease_seconds=10, drain_seconds=1,
     )  # fmt: skip
     async with jobs._app.open_async():
-        yield Sweep(jobs, store.queue, store.decisions, store.runs.active_threads, worker_id=name), jobs
+        accepts = store.external.assistants.leave
+        yield (
+            Sweep(jobs, store.queue, store.decisions, store.runs.active_threads, worker_id=name, accepts=accepts),
+            jobs,
+        )
 
 
 async def test_the_log_says_which_worker_was_lost_since_when_it_was_silent_and_who_found_out(
@@ -159,6 +163,18 @@ async def test_a_run_that_another_has_claimed_meanwhile_is_left_to_him(settings:
                 sweep._lose(job, "run of t", "of gone", "gone")
 
     await within(settings, body, work=False)
+
+
+async def test_an_external_workers_run_is_not_the_lost_workers_whose_job_the_thread_has(settings: Settings) -> None:
+    async def body(store: Store) -> None:
+        born(store)
+        claimed(store, "external")
+        job_in_hand(settings)  # of a worker that died behind the thread's run before this
+        async with sweeping(store, settings) as (sweep, _):
+            await sweep.round()
+        assert requeued(store) == []
+
+    await within(settings.model_copy(update={"external_assistants": "a"}), body, work=False)
 
 
 async def test_a_worker_that_is_silent_for_less_than_its_lease_keeps_its_run(settings: Settings) -> None:

@@ -23,6 +23,7 @@ from runs_es.domain import (
     LimitExceeded,
     Provenance,
     Recorded,
+    RequeueCause,
     Run,
     RunClaimed,
     RunNotFound,
@@ -363,7 +364,7 @@ class ExternalRuns:
             if run.cancel_requested is not None:
                 run.mark_cancelled(action=run.cancel_requested)
             else:
-                run.requeue()
+                run.requeue(RequeueCause.WORKER_STOPPED)
 
         return self._close(stated, how)
 

@@ -8,7 +8,7 @@ import logging
 import threading
 from collections.abc import Callable
 
-from runs_es.domain import LeaseLost, Provenance, Run, StoreUnavailable, Thread, Timeouts, WriteConflict
+from runs_es.domain import LeaseLost, Provenance, RequeueCause, Run, StoreUnavailable, Thread, Timeouts, WriteConflict
 from runs_es.execution.external.leases import Lease, Leases
 from runs_es.execution.worker import Restore, WorkerLimits, decision
 from runs_es.log.decisions import Decision, Decisions
@@ -104,10 +104,9 @@ class LeaseSweep:
         if run.cancel_requested is not None:
             run.mark_cancelled(action=run.cancel_requested)
             return
-        if run.attempt >= self._limits.max_attempts:
-            run.mark_failed(f"worker lost; gave up after {run.attempt} attempts", error_type="WorkerLost")
-        else:
-            run.requeue()
+        run.requeue(RequeueCause.WORKER_LOST)
+        if run.failed_attempts >= self._limits.max_attempts:
+            run.mark_failed(f"worker lost; gave up after {run.failed_attempts} attempts", error_type="WorkerLost")
 
     def _time_out(self, run: Run, kind: str) -> None:
         if run.cancel_requested is not None:
