@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +136,15 @@ def test_a_run_whose_worker_was_killed_is_ended_by_another_in_the_same_stream(
     assert received.events[-1][1].startswith(b"event: end")
     again = read_stream(client, "GET", received.location)
     assert again.events == received.events
-    actors = {actor for topic, _, actor in facts(database_url, thread_id) if topic == "run.claimed"}
-    assert len(actors) == 2
+    lost, taker = [actor or "" for topic, _, actor in facts(database_url, thread_id) if topic == "run.claimed"]
+    assert lost != taker
+    (swept,) = client.get(f"{received.location.removesuffix('/stream')}/events?types=run.requeued").json()
+    assert swept["content"]["cause"] == "worker_lost"
+    assert f"worker:{swept['content']['worker_id']}" == lost
+    since = swept["content"]["silent_since"]
+    assert swept["metadata"]["reason"] == f"worker {swept['content']['worker_id']} lost, silent since {since}"
+    assert swept["metadata"]["actor"] == f"sweep:{taker.removeprefix('worker:')}"
+    assert datetime.fromisoformat(since) < datetime.fromisoformat(swept["created_at"]) - timedelta(seconds=1.4)
 
 
 def test_a_worker_told_to_stop_hands_its_run_to_another(database_url: str, client: httpx.Client) -> None:

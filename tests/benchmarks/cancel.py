@@ -37,7 +37,7 @@ def cancelled_run(client: httpx.Client, database_url: str) -> tuple[float, float
         speed = (len(received.events) - seen) / (time.perf_counter() - begun)
         run_id = received.location.split("/")[4]
         at, asked = time.time(), time.perf_counter()
-        answer = httpx.post(f"{client.base_url}threads/{thread_id}/runs/{run_id}/cancel?wait=true", timeout=30)
+        answer = httpx.post(f"{client.base_url}/threads/{thread_id}/runs/{run_id}/cancel?wait=true", timeout=30)
         answered = time.perf_counter() - asked
         assert answer.status_code == 200, answer.text
         for _ in reading:

@@ -1,8 +1,8 @@
 """LangGraph's Postgres checkpointer behind the thread's fence: an attempt that lost its lease cannot write state.
 
-One saver an attempt over a shared pool, because a saver holds one lock around all its queries. Whoever raises the fence
-(claim, takeover, rollback) takes `thread_lock_key` exclusively; every write here takes it shared and then looks at the
-fence, in one transaction. So a write is either before the fence moved, or refused.
+One saver an attempt over a shared pool, because a saver holds one lock around all its queries. Whoever has raised the
+fence (claim, takeover, rollback) takes `thread_lock_key` exclusively before he reads or changes state; every write here
+takes it shared and then looks at the fence, in one transaction. So a write is either seen by him, or refused.
 """
 
 from __future__ import annotations
