@@ -6,7 +6,7 @@ import asyncio
 import json
 import uuid
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,14 @@ START: dict[str, Any] = {"steps": []}
 
 
 @pytest.fixture(scope="module")
-def servers(module_database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Server]]:
-    config = tmp_path_factory.mktemp("questions") / "langgraph.json"
-    config.write_text(json.dumps({"graphs": {name: f"{FOLDER}/graphs.py:{name}" for name in NAMES}}))
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("questions") / "langgraph.json"
+    path.write_text(json.dumps({"graphs": {name: f"{FOLDER}/graphs.py:{name}" for name in NAMES}}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def servers(module_database_url: str, config: Path) -> Iterator[list[Server]]:
     with ExitStack() as stack:
         yield [stack.enter_context(Server(module_database_url, config=config)) for _ in range(2)]
 
@@ -305,3 +310,40 @@ async def test_what_a_run_finds_missing_is_made_or_refused_and_what_it_leaves_ke
         else:
             with pytest.raises(NotFoundError):
                 await client.threads.get(run["thread_id"])
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(120)
+async def test_a_kill_goes_on_from_the_last_checkpoint_unless_none_was_to_be_saved_before_the_exit(
+    database_url: str, config: Path
+) -> None:
+    """Killed in the second of three steps. What each attempt did is told by its `updates`, behind its `metadata`."""
+    asked: list[Any] = [{"durability": each} for each in ("sync", "async", "exit")]
+    asked += [{"checkpoint_during": during} for during in (True, False)]
+    redone = [["b", "c"], ["b", "c"], ["a", "b", "c"], ["b", "c"], ["a", "b", "c"]]
+    quick = {"RUNS_ES_HEARTBEAT_SECONDS": "0.3", "RUNS_ES_LEASE_SECONDS": "2", "RUNS_ES_SWEEP_SECONDS": "0.3"}
+    with Server(database_url, config=config, env=quick) as server:
+        runs = []
+        async with get_client(url=server.url) as client:
+            for options in asked:
+                thread_id = (await client.threads.create())["thread_id"]
+                given = {"steps": [], "delay": 1.0}
+                body = {"assistant_id": "steps", "input": given, "stream_mode": ["updates"], **options}
+                run: Any = await client.http.post(f"/threads/{thread_id}/runs", json=body)
+                runs.append((thread_id, run["run_id"]))
+            with closing(LogReader(database_url, SCHEMA)) as reader:
+                while not all(has_streamed(reader, thread_id, b'"a"') for thread_id, _ in runs):
+                    pass
+            await asyncio.to_thread(server.kill)
+            await asyncio.to_thread(server.start)
+            for (thread_id, run_id), expected in zip(runs, redone, strict=True):
+                seen: list[Any] = []
+                async for part in client.runs.join_stream(thread_id, run_id, last_event_id="-1"):
+                    seen.append(part.data["attempt"] if part.event == "metadata" else next(iter(part.data or {}), None))
+                assert seen == [1, "a", 2, *expected, None]
+                assert await steps(client, thread_id) == ["a", "b", "c"]
+
+
+def has_streamed(reader: LogReader, thread_id: str, text: bytes) -> bool:
+    rows = reader.rows_after(thread_id, 0, 100)
+    return any(text in body for row in rows if row.is_page for body in row.bodies)

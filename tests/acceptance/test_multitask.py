@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from langgraph_sdk import get_client
+from langgraph_sdk.client import LangGraphClient
 from langgraph_sdk.errors import NotFoundError
 
 from runs_es.domain import Provenance, Recorded
@@ -254,18 +255,34 @@ async def test_a_thousand_cancels_raced_against_completion(
     assert ends["run.cancelled"] > 50, ends
 
 
+async def shown(client: LangGraphClient, thread_id: str) -> dict[str, Any]:
+    """All that a client finds of a thread, but for when it was changed last."""
+    thread: Any = await client.threads.get(thread_id)
+    return {
+        "thread": {key: value for key, value in thread.items() if key != "updated_at"},
+        "state": await client.threads.get_state(thread_id),
+        "history": await client.threads.get_history(thread_id, limit=100),
+        "messages": await client.http.get(f"/threads/{thread_id}/messages"),
+        "runs": await client.runs.list(thread_id),
+    }
+
+
 async def test_the_sdk_cancels_rolls_back_supersedes_and_times_out(servers: list[Server], log: LogReader) -> None:
     slow = said(5000, 0.01)
     async with get_client(url=servers[0].url) as client:
         thread_id = (await client.threads.create())["thread_id"]
         await client.runs.wait(thread_id, "agent", input=said(2))
-        before = await client.threads.get_state(thread_id)
+        before = await shown(client, thread_id)
         run = await client.runs.create(thread_id, "agent", input=slow)
+        while not log.facts(thread_id, run_id=run["run_id"], topics=["message.recorded"]):
+            pass
         await client.runs.cancel(thread_id, run["run_id"], wait=True, action="rollback")
         with pytest.raises(NotFoundError):
             await client.runs.get(thread_id, run["run_id"])
-        assert await client.threads.get_state(thread_id) == before
-        assert (await client.threads.get(thread_id))["status"] == "idle"
+        assert await shown(client, thread_id) == before
+        told = [each.fact.topic for each in log.facts(thread_id, run_id=run["run_id"])]
+        assert (told[0], told[-3:]) == ("run.created", ["run.cancel_requested", "run.cancelled", "run.deleted"])
+        assert "message.recorded" in told
 
         first = await client.runs.create(thread_id, "agent", input=slow)
         values = await client.runs.wait(thread_id, "agent", input=said(2), multitask_strategy="interrupt")
