@@ -8,13 +8,16 @@ from __future__ import annotations
 from base64 import b64decode
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MIB = 1024 * 1024
+
+
+QueueName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 
 
 class Price(BaseModel):
@@ -47,6 +50,10 @@ class Settings(BaseSettings):
     embedded_max_connections: int = Field(200, ge=20, description="max_connections of the embedded server")
 
     concurrency: int = Field(10, ge=1, le=1000, description="runs a worker executes at once")
+    queues: dict[QueueName, list[str]] = Field(
+        {},
+        description="queues beside `default` and the assistants (ids or graph names) that wait there (JSON)",
+    )
     heartbeat_seconds: float = Field(2.0, gt=0, description="how often a worker says that it lives")
     lease_seconds: float = Field(10.0, gt=0, description="silence after which a worker counts as lost")
     sweep_seconds: float = Field(2.0, gt=0, description="how often lost workers and forgotten threads are looked for")
@@ -172,6 +179,16 @@ class Settings(BaseSettings):
     def external_names(self) -> list[str]:
         """`external_assistants`, one by one."""
         return [name.strip() for name in (self.external_assistants or "").split(",") if name.strip()]
+
+    @model_validator(mode="after")
+    def _each_assistant_has_one_queue(self) -> Self:
+        if "default" in self.queues:
+            raise ValueError("RUNS_ES_QUEUES: `default` holds all assistants that no other queue names")
+        named = [assistant for assistants in self.queues.values() for assistant in assistants]
+        twice = sorted({assistant for assistant in named if named.count(assistant) > 1})
+        if twice:
+            raise ValueError(f"RUNS_ES_QUEUES: {', '.join(twice)} can wait in one queue only")
+        return self
 
     @model_validator(mode="after")
     def _heartbeats_fit_into_the_lease(self) -> Self:

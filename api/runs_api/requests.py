@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from runs_api.errors import PLAIN, ApiError
+from runs_es.domain import MAX_PRIORITY
 from runs_es.service.application import MAX_AFTER_SECONDS
 from runs_es.streams.cursor import MAX_SEQ
 from runs_es.webhooks.addresses import MAX_URL_LENGTH
@@ -265,6 +266,9 @@ class ConfigBody(_Body):
     recursion_limit: Annotated[int, Field(ge=1)] | None = None
     timeout_seconds: Seconds | None = Field(None, description="time the run may take, from its first start")
     idle_timeout_seconds: Seconds | None = Field(None, description="time it may go without a frame or message")
+    priority: Annotated[int, Field(strict=True, ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = Field(
+        None, description="runs of other threads with a lower one wait longer; 0 if not said"
+    )
     configurable: dict[str, Any] = Field(default_factory=dict)
     metadata: dict[str, Any] = Field(default_factory=dict)
 

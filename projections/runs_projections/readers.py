@@ -151,6 +151,21 @@ class ProjectedRuns:
             ).fetchall()
         return [thread_id for (thread_id,) in rows]
 
+    def due(self) -> dict[tuple[str, str | None], int]:
+        """How many runs are running, or pending and due, by (assistant, graph).
+
+        Raises StoreUnavailable when the read model does not catch up in time: nobody is to believe that these are all.
+        """
+        if not self._table.is_current(self._reader.last_position()):
+            raise StoreUnavailable("the list of runs lags behind the log; try again")
+        with self._reader.connection() as connection:
+            rows = connection.execute(
+                "select assistant_id, searchable(metadata) ->> 'graph_id', count(*) from runs"
+                " where status in ('pending', 'running') and (due_at is null or due_at::timestamptz <= now())"
+                " group by 1, 2"
+            ).fetchall()
+        return {(assistant_id, graph_id): count for assistant_id, graph_id, count in rows}
+
     def unfinished_threads(self, user_id: str | None = None) -> list[str]:
         """Threads with a run that has not ended, delayed ones too, of runs that the user may see.
 

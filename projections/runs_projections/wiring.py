@@ -8,7 +8,7 @@ with open_store(Settings(), executor=MyExecutor()) as store:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from functools import partial
@@ -23,6 +23,7 @@ from runs_es.execution.functions import FunctionExecutor
 from runs_es.execution.langgraph.graphs import assistant_id
 from runs_es.execution.protocol import RunExecutor
 from runs_es.execution.queue import JobQueue
+from runs_es.execution.routes import Routes, located
 from runs_es.execution.supervisor import WorkerSupervisor, limits_of
 from runs_es.log.decisions import Decisions
 from runs_es.log.event_log import EventLog
@@ -77,17 +78,25 @@ class Store:
     _restore: Callable[[str, str], None] | None = None
     _open_state: OpenState | None = None
 
-    def __init__(self, settings: Settings, *, executor: RunExecutor | None, config: Path | None, work: bool) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        executor: RunExecutor | None,
+        config: Path | None,
+        work: bool,
+        queues: Collection[str] = (),
+    ) -> None:
         self.settings = settings
         self.worker: WorkerSupervisor | None = None
         self._exit = ExitStack()
         try:
-            self._open(executor, config, work)
+            self._open(executor, config, work, queues)
         except BaseException:
             self._exit.close()
             raise
 
-    def _open(self, executor: RunExecutor | None, config: Path | None, work: bool) -> None:
+    def _open(self, executor: RunExecutor | None, config: Path | None, work: bool, queues: Collection[str]) -> None:
         settings = self.settings
         self.database = self._exit.enter_context(open_database(settings))
         self.migrated = migrate(self.database.url, settings.db_schema)
@@ -117,9 +126,11 @@ class Store:
         self.usage = ProjectedUsage(self.log, projector, wait=settings.list_wait_seconds, prices=settings.prices)
         self.streams = RunStreams(Hub(self.log, ring_bytes=settings.ring_bytes), self.log.reader, threads)
         self._exit.callback(self.streams.close)
-        self.queue = JobQueue(self.database.url, settings.db_schema)
-        self._exit.callback(self.queue.close)
         self.decisions = Decisions(self.log)
+        self.routes = Routes(settings.queues)
+        self._locate = located(self.decisions, self.routes)
+        self.queue = JobQueue(self.database.url, settings.db_schema, routes=self.routes, locate=self._locate)
+        self._exit.callback(self.queue.close)
         self.service = RunsApplicationService(
             decisions=self.decisions,
             reader=self.log.reader,
@@ -139,7 +150,7 @@ class Store:
             deliverer = WebhookDeliverer(self.log, self.webhooks, settings, self._open_state)
             self._exit.callback(deliverer.close)
             deliverer.start()
-            self._work(open_executor)
+            self._work(open_executor, queues)
 
     def rows(self, projection: Projection[R]) -> ProjectedRows[R]:
         """A reader of a projection that this process follows."""
@@ -157,7 +168,9 @@ class Store:
         scheduler.start()
         return scheduler
 
-    def _work(self, open_executor: Callable[[], AbstractAsyncContextManager[RunExecutor]]) -> None:
+    def _work(
+        self, open_executor: Callable[[], AbstractAsyncContextManager[RunExecutor]], queues: Collection[str]
+    ) -> None:
         self.worker = WorkerSupervisor(
             self.log,
             self.decisions,
@@ -168,6 +181,9 @@ class Store:
             reap=self._reap,
             restore=self._restore,
             accepts=self.external.assistants.leave,
+            routes=self.routes,
+            queues=queues,
+            locate=self._locate,
         )
         self._exit.callback(self.worker.stop)
         self.worker.start()
@@ -262,13 +278,15 @@ def open_store(
     executor: RunExecutor | None = None,
     config: Path | None = None,
     work: bool = True,
+    queues: Collection[str] = (),
 ) -> Store:
     """Open the store: find or start the database, migrate it, follow it, and, with `work`, execute runs here.
 
     Runs are executed by `executor`; without one by LangGraph, with the graphs of `config` (a langgraph.json), or else
-    the demo agent. Raises DatabaseUnavailable, MigrationFailed, GraphLoadError, ProjectionLoadError.
+    the demo agent; those that wait in `queues`, or in any (RUNS_ES_QUEUES).
+    Raises DatabaseUnavailable, MigrationFailed, GraphLoadError, ProjectionLoadError.
     """
-    return Store(settings or Settings(), executor=executor, config=config, work=work)
+    return Store(settings or Settings(), executor=executor, config=config, work=work, queues=queues)
 
 
 def _given(executor: RunExecutor) -> Callable[[], AbstractAsyncContextManager[RunExecutor]]:

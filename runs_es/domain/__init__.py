@@ -56,6 +56,7 @@ from runs_es.domain.facts import (
     cron_thread,
 )
 from runs_es.domain.policies import CancelPolicy, MultitaskDecision, MultitaskPolicy
+from runs_es.domain.priority import MAX_PRIORITY, priority_of, recorded_priority
 from runs_es.domain.run import Run
 from runs_es.domain.thread import Thread, status_after
 from runs_es.domain.timeouts import Timeouts
@@ -81,6 +82,7 @@ from runs_es.domain.values import (
 
 __all__ = [
     "FACT_TYPES",
+    "MAX_PRIORITY",
     "SYSTEM_THREAD",
     "TERMINAL_FACTS",
     "TERMINAL_RUN_STATUSES",
@@ -154,5 +156,7 @@ __all__ = [
     "cron_thread",
     "is_terminal_status",
     "now",
+    "priority_of",
+    "recorded_priority",
     "status_after",
 ]

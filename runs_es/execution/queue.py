@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import procrastinate
@@ -20,13 +19,24 @@ from procrastinate.job_context import JobContext
 from procrastinate.jobs import Status
 from procrastinate.worker import Worker
 
+from runs_es.domain import Run
+from runs_es.execution.blocking import blocking
+from runs_es.execution.jobs import (
+    ADVANCE,
+    MOVE,
+    WAKE,
+    BatchedJobs,
+    Deferrals,
+    Locate,
+    Request,
+    enqueue_parameters,
+    queue_name,
+)
+from runs_es.execution.routes import Routes
+
 logger = logging.getLogger(__name__)
 
-QUEUE = "runs"
-ADVANCE = "runs_es.advance"
-WAKE = "runs_es.wake"
 _POLL_SECONDS = 2.0
-_BEFORE_OTHERS = 1  # a priority: what has begun does not wait behind all that has not
 
 Advance = Callable[[str], Awaitable[None]]
 
@@ -65,34 +75,22 @@ def _connection_options(schema: str) -> dict[str, object]:
 
 
 class JobQueue:
-    """Defers jobs, from any thread. The scheduler of the application service."""
+    """Says that threads have work, from any thread. The scheduler of the application service."""
 
-    def __init__(self, url: str, schema: str, *, pool_size: int = 4) -> None:
-        connector = procrastinate.SyncPsycopgConnector(
-            conninfo=url, min_size=1, max_size=pool_size, kwargs=_connection_options(schema)
-        )
-        self._app = procrastinate.App(connector=connector)
-        self._app.open()
+    def __init__(self, url: str, schema: str, *, routes: Routes, locate: Locate) -> None:
+        self._routes = routes
+        self._deferrals = Deferrals(url, _connection_options(schema), locate)
 
     def close(self) -> None:
-        self._app.close()
+        """Write what was asked for."""
+        self._deferrals.close()
 
-    def wake(self, thread_id: str, *, due_at: str | None = None) -> None:
-        """The thread has work, now or at `due_at`. Does not raise: what it fails to defer, a sweep will."""
-        try:
-            if due_at is None:
-                self._defer(ADVANCE, thread_id)
-            else:
-                # Without the lock: a job scheduled an hour ahead would hold up every later one of its thread.
-                when = datetime.fromisoformat(due_at)
-                self._app.configure_task(WAKE, queue=QUEUE, schedule_at=when).defer(thread_id=thread_id)
-        except (exceptions.ConnectorException, exceptions.AppNotOpen) as error:
-            logger.warning("thread %s could not be queued, the sweep will find it: %s", thread_id, error)
-
-    def _defer(self, task: str, thread_id: str) -> None:
-        configured = self._app.configure_task(task, queue=QUEUE, lock=thread_id, queueing_lock=thread_id)
-        with suppress(exceptions.AlreadyEnqueued):  # a job that has not begun will see this work too
-            configured.defer(thread_id=thread_id)
+    def wake(self, thread_id: str, *, due_at: str | None = None, run: Run | None = None) -> None:
+        """The thread has work, now or at `due_at`; `run` is what it is, as far as the caller knows. Returns at once and
+        does not raise: what fails to be queued, a sweep will find.
+        """
+        # Delayed ones come without the lock: one an hour ahead would hold up every later one of its thread.
+        self._deferrals.ask(thread_id, self._routes.place(run) if run is not None else None, due_at)
 
 
 class _NewJobs(asyncio.Event):
@@ -125,6 +123,10 @@ class _Worker(Worker):
         super().__init__(**options)
         self._new_job_event = _NewJobs()
 
+    def room(self) -> int:
+        """Jobs that can begin now; one of them is being fetched for already."""
+        return self._job_semaphore._value + 1
+
     async def _process_job(self, context: JobContext) -> None:
         await super()._process_job(context)
         self._new_job_event.set()
@@ -139,6 +141,8 @@ class QueueWorker:
         schema: str,
         advance: Advance,
         *,
+        queues: Collection[str],
+        locate: Locate,
         concurrency: int,
         heartbeat_seconds: float,
         lease_seconds: float,
@@ -148,9 +152,13 @@ class QueueWorker:
             conninfo=url, min_size=1, max_size=4, kwargs=_connection_options(schema)
         )
         self._app = procrastinate.App(connector=connector)
-        self._app.task(name=ADVANCE, queue=QUEUE)(self._advance)
-        self._app.task(name=WAKE, queue=QUEUE)(self._wake)
+        self._manager = self._app.job_manager = BatchedJobs(connector)
+        self._queues = sorted(map(queue_name, queues))
+        self._locate = locate
+        self._app.task(name=ADVANCE)(self._advance)
+        self._app.task(name=WAKE)(self._wake)
         self._work = advance
+        self._passed: set[str] = set()
         self._concurrency = concurrency
         self._heartbeat = heartbeat_seconds
         self._lease = lease_seconds
@@ -193,7 +201,7 @@ class QueueWorker:
             await self._app.job_manager.finish_job_by_id_async(job.id, status=Status.FAILED, delete_job=True)
         except exceptions.ConnectorException:
             return False
-        await self._wake(job.thread_id, _BEFORE_OTHERS)
+        await self._wake(job.thread_id, begun=True)
         return True
 
     async def _given_up(self) -> list[StalledJob]:
@@ -202,7 +210,7 @@ class QueueWorker:
         """
         if self._worker is None:
             return []
-        in_hand = [context.job.id for context in self._worker._running_jobs.values()]
+        in_hand = [context.job.id for context in self._worker._running_jobs.values()] + self._manager.in_hand
         rows = await self._app.connector.execute_query_all_async(
             _GIVEN_UP, worker=self._worker.worker_id, in_hand=in_hand
         )
@@ -219,7 +227,7 @@ class QueueWorker:
     async def _run_once(self) -> None:
         worker = _Worker(
             app=self._app,
-            queues=[QUEUE],
+            queues=self._queues,
             concurrency=self._concurrency,
             install_signal_handlers=False,
             delete_jobs="always",
@@ -230,6 +238,7 @@ class QueueWorker:
             shutdown_graceful_timeout=self._drain,
         )
         self._worker, self._unheld = worker, set()
+        self._manager.room = worker.room
         working = asyncio.create_task(worker.run())  # type: ignore[no-untyped-call]
         stopping = asyncio.create_task(self._stopping.wait())
         try:
@@ -238,16 +247,26 @@ class QueueWorker:
             await working
         finally:
             stopping.cancel()
+            await self._manager.give_back()
+
+    def pass_over(self, thread_id: str) -> None:
+        """The thread's next run is for a worker of another queue. From any thread, while `advance` works on it."""
+        self._passed.add(thread_id)
 
     async def _advance(self, thread_id: str) -> None:
         await self._work(thread_id)
+        if thread_id in self._passed:
+            self._passed.discard(thread_id)
+            await self._wake(thread_id)  # before this job ends: its end tells them
 
-    async def _wake(self, thread_id: str, priority: int = 0) -> None:
-        task = self._app.configure_task(
-            ADVANCE, queue=QUEUE, lock=thread_id, queueing_lock=thread_id, priority=priority
-        )
-        with suppress(exceptions.AlreadyEnqueued):
-            await task.defer_async(thread_id=thread_id)
+    async def _wake(self, thread_id: str, *, begun: bool = False) -> None:
+        """Give the thread a job where its next run belongs, if it has one. What has `begun` does not wait behind all
+        of its priority that has not.
+        """
+        place = await blocking(self._locate, thread_id)
+        if place is not None:
+            request = Request(thread_id, place, begun=begun)
+            await self._app.connector.execute_query_all_async(MOVE, **enqueue_parameters([request]))
 
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):

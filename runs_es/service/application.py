@@ -33,6 +33,7 @@ from runs_es.domain import (
     ThreadUpdated,
     Timeouts,
     now,
+    priority_of,
 )
 from runs_es.domain.policies import MultitaskDecision
 from runs_es.log.append import ANONYMOUS
@@ -210,6 +211,7 @@ class RunsApplicationService:
         Timeouts.of(command.config)
         if (webhook := command.options.get("webhook")) is not None:
             self.check_webhook(webhook)
+        priority_of(command.config)
         thread_id = command.thread_id or new_id()
         run_id = command.run_id or new_id()
 
@@ -225,8 +227,11 @@ class RunsApplicationService:
         created = next((fact for fact in decided.facts if isinstance(fact, RunCreated)), None)
         if created is None:
             return self._made_before(thread_id, command.idempotency_key)
-        self._scheduler.wake(thread_id, due_at=created.due_at)
-        return RunSnapshot.from_run(Run(created))
+        run = Run(created)
+        # Where it took the place of others, their job may wait elsewhere: then it is looked up where the next belongs.
+        alone = all(getattr(fact, "run_id", run_id) == run_id for fact in decided.facts)
+        self._scheduler.wake(thread_id, due_at=created.due_at, run=run if alone else None)
+        return RunSnapshot.from_run(run)
 
     def _made_before(self, thread_id: str, key: str | None) -> RunSnapshot:
         """The run that the same idempotency key made."""

@@ -44,12 +44,16 @@ class Cancellation:
         self, thread_id: str, meant: Callable[[Run], bool], action: CancelAction, provenance: Provenance
     ) -> int:
         found: list[Run] = []
+        others: list[Run] = []
 
         def decide(thread: Thread, _: Head) -> Decision:
             found[:] = [run.copy() for run in thread.active.values() if meant(run)]
+            others[:] = [run.copy() for run in thread.active.values() if not meant(run)]
             return Decision(thread.cancel_several(found, action))
 
         self._decisions.make(thread_id, decide, provenance=provenance)
-        if action is CancelAction.ROLLBACK and any(run.attempt and not run.under_way for run in found):
-            self._scheduler.wake(thread_id)  # to roll back what an earlier attempt left is a worker's work
+        waited = [run for run in found if not run.under_way]
+        # To roll back what an earlier attempt left is a worker's work; and what comes next may be for another queue.
+        if (waited and others) or (action is CancelAction.ROLLBACK and any(run.attempt for run in waited)):
+            self._scheduler.wake(thread_id)
         return len(found)

@@ -15,7 +15,7 @@ class CreateRunCommand:
     or stays (`stateless`), by `scope`.
 
     `metadata` is the run's own; the thread's is laid under it. `thread_metadata` is merged into the thread's.
-    `config` may bound its time: `timeout_seconds`, `idle_timeout_seconds` (see `Timeouts`).
+    `config` may bound its time: `timeout_seconds`, `idle_timeout_seconds` (see `Timeouts`); and say its `priority`.
     `options` are further fields of the request, recorded as they came (webhook, checkpoint, durability, …).
     """
 

@@ -84,8 +84,8 @@ class RunExecutionHandle(Protocol):
 class RunExecutionScheduler(Protocol):
     """Says who should work. Called after the commit; losing a call costs a sweep, not a run."""
 
-    def wake(self, thread_id: str, *, due_at: str | None = None) -> None:
-        """The thread has work, now or at `due_at`. Synchronous."""
+    def wake(self, thread_id: str, *, due_at: str | None = None, run: Run | None = None) -> None:
+        """The thread has work, now or at `due_at`; `run` is what it is, as far as the caller knows. Returns at once."""
 
 
 class RunSupervisor(Protocol):

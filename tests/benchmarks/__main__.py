@@ -16,6 +16,7 @@ NAMES = (
     "streaming",
     "serving",
     "throughput",
+    "scaling",
     "replay",
     "storage",
     "lists",

@@ -13,12 +13,15 @@ from collections.abc import Sequence
 from itertools import count
 from multiprocessing.connection import Connection
 
-BODY = b'{"assistant_id":"noop","input":{"number":1},"if_not_exists":"create","stream_mode":["values"]}'
+BODY = (
+    '{"assistant_id":"noop","input":{"number":1},"if_not_exists":"create","stream_mode":["values"],"durability":"%s"}'
+)
 
 
-def create(pipe: Connection, ports: Sequence[int], runs: int, clients: int, separate: bool) -> None:
+def create(pipe: Connection, ports: Sequence[int], runs: int, clients: int, separate: bool, durability: str) -> None:
     """Connect, say so, wait for the word, create `runs` in all; answers (seconds taken, milliseconds of each)."""
     numbers = count()
+    body = (BODY % durability).encode()
     taken: list[float] = []
     connections = [socket.create_connection(("127.0.0.1", ports[index % len(ports)])) for index in range(clients)]
     for connection in connections:
@@ -30,7 +33,7 @@ def create(pipe: Connection, ports: Sequence[int], runs: int, clients: int, sepa
             thread_id = str(uuid.uuid4())
             if separate:
                 post(connection, "/threads", f'{{"thread_id":"{thread_id}"}}'.encode())
-            post(connection, f"/threads/{thread_id}/runs", BODY)
+            post(connection, f"/threads/{thread_id}/runs", body)
             taken.append((time.perf_counter() - started) * 1000)
 
     pipe.send("ready")

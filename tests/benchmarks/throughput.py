@@ -26,7 +26,7 @@ from tests.benchmarks.requesters import create
 from tests.conftest import SCHEMA
 
 CONFIG = Path(__file__).parent / "noop" / "langgraph.json"
-RUNS = 3000
+RUNS = 1000
 CLIENTS = 16
 PATIENCE_SECONDS = 120
 _context: Any = multiprocessing.get_context("forkserver")
@@ -59,12 +59,20 @@ class Load:
         ]
 
 
-def load(database_url: str, ports: list[int], pids: list[int], *, separate: bool = False, runs: int = RUNS) -> Load:
+def load(
+    database_url: str,
+    ports: list[int],
+    pids: list[int],
+    *,
+    separate: bool = False,
+    durability: str = "async",
+    runs: int = RUNS,
+) -> Load:
     """Create `runs`, and wait until all of them have ended with success."""
     with psycopg.connect(database_url, autocommit=True) as database:
         position, done = _progress(database, 0)
         ours, theirs = _context.Pipe()
-        clients = _context.Process(target=create, args=(theirs, ports, runs, CLIENTS, separate))
+        clients = _context.Process(target=create, args=(theirs, ports, runs, CLIENTS, separate, durability))
         clients.start()
         assert ours.recv() == "ready"
         before = sum(map(cpu_seconds, pids))
@@ -120,15 +128,17 @@ def measure(database_url: str) -> None:
     rows = []
     with Server(database_url, config=CONFIG) as server:
         load(database_url, [server.port], [server.pid], runs=200)
-        rows.append(load(database_url, [server.port], [server.pid]).row("serve, one process, 10 at once"))
-        rows.append(load(database_url, [server.port], [server.pid], separate=True).row("the same, POST /threads first"))
+        rows.append(load(database_url, [server.port], [server.pid]).row("serve, 10 at once"))
+        rows.append(load(database_url, [server.port], [server.pid], separate=True).row("  POST /threads first"))
+        rows.append(load(database_url, [server.port], [server.pid], durability="exit").row("  durability: exit"))
     for processes, concurrency in ((1, 4), (2, 2)):
         with ExitStack() as stack:
             server = stack.enter_context(Server(database_url, config=CONFIG, options=["--no-worker"]))
             pids = [server.pid, *stack.enter_context(workers(database_url, processes, concurrency))]
             load(database_url, [server.port], pids, runs=200)
-            name = f"serve --no-worker, {processes} x work, {concurrency} at once each"
+            name = f"serve, {processes} x work, {concurrency} each"
             rows.append(load(database_url, [server.port], pids).row(name))
+            rows.append(load(database_url, [server.port], pids, durability="exit").row("  durability: exit"))
     show(
         f"{RUNS:,} runs of a graph that does nothing, {CLIENTS} clients: runs a second; answer to the creation and"
         " creation to terminal fact, ms; CPU of our processes, ms a run",

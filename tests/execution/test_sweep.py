@@ -14,7 +14,9 @@ from procrastinate.exceptions import ConnectorException
 
 from runs_es.domain import LeaseLost, Provenance, Recorded, RequeueCause, RunRequeued, Thread
 from runs_es.execution import ActiveRun, RunOutcome
+from runs_es.execution.jobs import BatchedJobs
 from runs_es.execution.queue import JobQueue, QueueWorker
+from runs_es.execution.routes import DEFAULT_QUEUE, Place, Routes, located
 from runs_es.execution.sweep import Sweep
 from runs_es.log.decisions import Decision
 from runs_es.log.reader import Head
@@ -101,6 +103,7 @@ async def sweeping(store: Store, settings: Settings, name: str = "me") -> AsyncI
 
     jobs = QueueWorker(
         str(settings.database_url), settings.db_schema, advance,
+        queues=[DEFAULT_QUEUE], locate=located(store.decisions, store.routes),
         concurrency=1, heartbeat_seconds=1, lease_seconds=10, drain_seconds=1,
     )  # fmt: skip
     async with jobs._app.open_async():
@@ -209,7 +212,9 @@ async def test_a_thread_that_cannot_be_swept_does_not_keep_others_from_it(
         async with sweeping(store, settings) as (sweep, _):
             await sweep.round()
         assert len(requeued(store, "good")) == 1
-        assert in_queue(settings, "select 1 from procrastinate_jobs where lock = 'without a job'") == [(1,)]
+        await until(
+            lambda: in_queue(settings, "select 1 from procrastinate_jobs where lock = 'without a job'") == [(1,)]
+        )
 
     await within(settings, body, work=False)
 
@@ -242,17 +247,15 @@ async def test_a_job_whose_end_could_not_be_written_is_given_away_by_its_own_wor
 ) -> None:
     """The worker lives, so nobody else may take the job from it; and the thread's next run waits behind that job."""
     failed: list[int] = []
-    from procrastinate.manager import JobManager
+    finish = BatchedJobs.finish_job
 
-    finish = JobManager.finish_job
-
-    async def fails_once(self: JobManager, job: Any, *arguments: Any, **options: Any) -> None:
+    async def fails_once(self: BatchedJobs, job: Any, *arguments: Any, **options: Any) -> None:
         if not failed:
             failed.append(job.id)
             raise ConnectorException("the connection was lost just now")
         await finish(self, job, *arguments, **options)
 
-    monkeypatch.setattr(JobManager, "finish_job", fails_once)
+    monkeypatch.setattr(BatchedJobs, "finish_job", fails_once)
 
     async def body(store: Store) -> None:
         first = await store.service.create_background(command())
@@ -276,8 +279,11 @@ async def test_a_run_in_flight_whose_job_is_gone_is_taken_over(settings: Setting
     await within(settings, body)
 
 
-def test_a_wake_that_fails_raises_nothing(settings: Settings) -> None:
-    queue = JobQueue(str(settings.database_url), settings.db_schema)
-    queue.close()
+def test_a_wake_that_fails_raises_nothing_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    nobody = "postgresql://127.0.0.1:1/none"
+    queue = JobQueue(nobody, "runs_es", routes=Routes({}), locate=lambda _: Place())
     queue.wake("t")
     queue.wake("t", due_at="2026-01-01T00:00:00+00:00")
+    queue.close()
+    queue.wake("t")
+    assert "the sweep will find" in caplog.text

@@ -7,9 +7,11 @@ takes it shared and then looks at the fence, in one transaction. So a write is e
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import psycopg
 from langchain_core.runnables import RunnableConfig
@@ -29,6 +31,7 @@ from runs_es.log.locks import thread_lock_key
 CheckpointPool = AsyncConnectionPool[AsyncConnection[DictRow]]
 
 _TRIES = 3
+_IDLE_SECONDS = 1.0  # a connection that was used since is not asked whether it lives
 
 
 def open_checkpoint_pool(url: str, schema: str, size: int) -> CheckpointPool:
@@ -51,7 +54,7 @@ def open_checkpoint_pool(url: str, schema: str, size: int) -> CheckpointPool:
         min_size=min(2, size),
         max_size=size,
         open=False,
-        check=AsyncConnectionPool.check_connection,  # a restart of the server must not fail the next runs
+        check=_check_if_idle,
         name="checkpoints",
         kwargs={
             "autocommit": True,
@@ -60,6 +63,17 @@ def open_checkpoint_pool(url: str, schema: str, size: int) -> CheckpointPool:
             "options": f"{inherited} {options}".strip(),
         },
     )
+
+
+_used: WeakKeyDictionary[AsyncConnection[DictRow], float] = WeakKeyDictionary()
+
+
+async def _check_if_idle(connection: AsyncConnection[DictRow]) -> None:
+    """A restart of the server must not fail the next runs; but a look before each query would double the queries."""
+    now = time.monotonic()
+    if now - _used.get(connection, 0.0) > _IDLE_SECONDS:
+        await AsyncConnectionPool.check_connection(connection)
+    _used[connection] = now
 
 
 class FencedPostgresSaver(AsyncPostgresSaver):
@@ -87,14 +101,29 @@ class FencedPostgresSaver(AsyncPostgresSaver):
         self._keep_writes = keep_writes(schema)
         self._take_back = take_back(schema)
         self._fence = fence
+        self._waiting: list[_Batch] = []
         self._lock_key = thread_lock_key(schema, thread_id)
         self._read_fence = sql.SQL("select fence from {}.heads where thread_id = %s").format(sql.Identifier(schema))
+        # Fails where the fence is another, and with it all that follows: no need to wait for an answer in between.
+        self._check_fence = sql.SQL("select 1 / count(*) from {}.heads where thread_id = %s and fence = %s").format(
+            sql.Identifier(schema)
+        )
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        found = await super().aget_tuple(config)
+        found = await self._read_tuple(config)
         if found is not None and found.metadata.get("run_id") != self._run_id:
             self._earlier.add(_place(found.config))
         return found
+
+    async def _read_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """Tried again where the connection turns out to be dead."""
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                return await super().aget_tuple(config)
+            except psycopg.OperationalError:
+                if not tries_left:
+                    raise
+        raise AssertionError
 
     async def aput(
         self,
@@ -155,31 +184,50 @@ class FencedPostgresSaver(AsyncPostgresSaver):
         await self._commit(batch)
 
     async def _commit(self, batch: _Batch) -> None:
-        """Write `batch`. Upserts behind a fence may be tried again when the connection died.
+        """Write `batch`, together with what came while the one before was being written."""
+        self._waiting.append(batch)
+        try:
+            async with self.lock:
+                if not batch.is_written:
+                    await self._commit_all(self._waiting[:])
+        finally:
+            if not batch.is_written:
+                self._waiting.remove(batch)
+
+    async def _commit_all(self, batches: Sequence[_Batch]) -> None:
+        """Upserts behind a fence may be tried again when the connection died.
 
         It dies when the server restarts, and when a graph blocked this process's event loop for so long inside the
         transaction that the server cut it.
         """
-        async with self.lock:
-            for tries_left in reversed(range(_TRIES)):
-                async with self._pool.connection() as connection:
-                    try:
-                        await self._commit_on(connection, batch)
-                        return
-                    except psycopg.Error:
-                        if not (connection.closed and tries_left):
-                            raise
+        for tries_left in reversed(range(_TRIES)):
+            async with self._pool.connection() as connection:
+                try:
+                    await self._commit_on(connection, batches)
+                    break
+                except psycopg.Error:
+                    if not (connection.closed and tries_left):
+                        raise
+        for batch in batches:
+            batch.is_written = True
+            self._waiting.remove(batch)
 
-    async def _commit_on(self, connection: AsyncConnection[DictRow], batch: _Batch) -> None:
-        async with connection.pipeline(), connection.transaction(), connection.cursor(binary=True) as cursor:
-            await connection.execute("select pg_advisory_xact_lock_shared(%s::bigint)", (self._lock_key,))
-            # A statement of its own: its snapshot has to be newer than the lock.
-            await cursor.execute(self._read_fence, (self._thread_id,))
-            head = await cursor.fetchone()
-            if head is None or head["fence"] != self._fence:
-                now = "no longer there" if head is None else f"at {head['fence']}"
-                raise LeaseLost(f"thread {self._thread_id}: this attempt wrote under fence {self._fence}, it is {now}")
-            await batch.replay(cursor)
+    async def _commit_on(self, connection: AsyncConnection[DictRow], batches: Sequence[_Batch]) -> None:
+        """One transaction in one round trip: what a pipeline holds is one as long as nobody begins another."""
+        try:
+            async with connection.pipeline(), connection.cursor(binary=True) as cursor:
+                await cursor.execute("select pg_advisory_xact_lock_shared(%s::bigint)", (self._lock_key,))
+                # A statement of its own: its snapshot has to be newer than the lock.
+                await cursor.execute(self._check_fence, (self._thread_id, self._fence))
+                for batch in batches:
+                    await batch.replay(cursor)
+        except psycopg.errors.DivisionByZero as refused:
+            raise LeaseLost(await self._refusal(connection)) from refused
+
+    async def _refusal(self, connection: AsyncConnection[DictRow]) -> str:
+        found = await (await connection.execute(self._read_fence, (self._thread_id,))).fetchone()
+        now = "no longer there" if found is None else f"at {found['fence']}"
+        return f"thread {self._thread_id}: this attempt wrote under fence {self._fence}, it is {now}"
 
 
 def _place(config: RunnableConfig) -> tuple[str, str]:
@@ -191,6 +239,7 @@ class _Batch:
     """Stands in for a cursor while the parent writes; keeps the statements for later."""
 
     def __init__(self) -> None:
+        self.is_written = False
         self._statements: list[tuple[bool, Any, Any]] = []
 
     async def execute(self, query: Any, params: Any = None) -> None:

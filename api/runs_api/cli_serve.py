@@ -1,0 +1,269 @@
+"""The commands `serve` and `work`."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from enum import StrEnum
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Annotated
+
+import orjson
+import typer
+from psycopg.conninfo import conninfo_to_dict
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
+
+from runs_api.meta import version_of
+from runs_api.terminal import Refused, out
+from runs_es.database import Database
+from runs_es.domain import StoreUnavailable
+from runs_es.execution.routes import Routes
+from runs_es.settings import Settings
+
+if TYPE_CHECKING:
+    from runs_es.execution.supervisor import WorkerSupervisor
+    from runs_projections.wiring import Store
+
+_LOOK_SECONDS = 0.2  # between two looks at what is left
+
+
+class LogLevel(StrEnum):
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", help="A langgraph.json that names your graphs; without it, the demo agent."),
+]
+Level = Annotated[LogLevel, typer.Option("--log-level", help="What to log, to standard error.")]
+Concurrency = Annotated[
+    int | None,
+    typer.Option(min=1, max=1000, help="Runs executed at once; without it RUNS_ES_CONCURRENCY."),
+]
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 2024,
+    config: Config = None,
+    worker: Annotated[
+        bool, typer.Option("--worker/--no-worker", help="Execute runs in this process too, or leave it to `work`.")
+    ] = True,
+    concurrency: Concurrency = None,
+    log_level: Level = LogLevel.WARNING,
+    access_log: Annotated[bool, typer.Option("--access-log", help="Log every request.")] = False,
+) -> None:
+    """Run the HTTP server: migrates the database, serves the API, and executes runs unless told not to."""
+    from runs_api.app import create_app
+    from runs_api.cron_runs import cron_runs
+    from runs_api.server import run_server
+    from runs_projections.wiring import open_store
+
+    settings = _settings(concurrency)
+    _log_to_stderr(LogLevel.INFO if access_log and log_level is LogLevel.WARNING else log_level)
+    with (
+        _ended_by_sigterm(),  # until the server is up and takes it itself
+        _listener(host, port) as listener,
+        open_store(settings, config=config, work=worker) as store,
+    ):
+        url = _url(host, listener.getsockname()[1])
+        service = create_app(store, settings)
+        store.fire_crons(cron_runs(store.registry))
+        _settle_memory()
+        healthy = run_server(
+            service,
+            listener,
+            on_start=lambda: _greet(url, store, settings),
+            on_stop=lambda: _stop(store),
+            is_healthy=lambda: store.worker is None or store.worker.is_alive,
+            log_level="info" if access_log else log_level.value,
+            access_log=access_log,
+            drain_seconds=settings.drain_seconds,
+        )
+    if not healthy:
+        raise Refused("the worker stopped unexpectedly; see the log above, and start again")
+    out.print("stopped")
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def work(
+    config: Config = None,
+    queue: Annotated[
+        list[str] | None,
+        typer.Option(help="Take runs of this queue only; may be given several times. Without it: of all queues."),
+    ] = None,
+    concurrency: Concurrency = None,
+    drain: Annotated[bool, typer.Option("--drain", help="End when no due run of these queues is left.")] = False,
+    log_level: Level = LogLevel.WARNING,
+) -> None:
+    """Execute runs in this process, without an HTTP server, until SIGTERM or Ctrl+C."""
+    from runs_api.cron_runs import cron_runs
+    from runs_projections.wiring import open_store
+
+    settings = _settings(concurrency)
+    queues = _known(queue or [], settings)
+    _log_to_stderr(log_level)
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    with open_store(settings, config=config, work=True, queues=queues) as store:
+        assert store.worker is not None
+        if not drain:
+            store.fire_crons(cron_runs(store.registry))
+        _settle_memory()
+        taken = f" of {', '.join(queues)}" if queues else ""
+        out.print(
+            f"runs-es worker: up to {settings.concurrency} runs{taken} at once, on {where(store.database, settings)}"
+        )
+        if drain:
+            _work_until_empty(store, store.worker, queues, stopping)
+        else:
+            out.print("Ctrl+C stops it.")
+            while not stopping.wait(1.0) and store.worker.is_alive:
+                pass
+        healthy = store.worker.is_alive
+        if healthy and stopping.is_set():
+            out.print(f"stopping: runs have {settings.drain_seconds:g} s to finish")
+    if not healthy:
+        raise Refused("the worker stopped unexpectedly; see the log above, and start again")
+    out.print("stopped")
+
+
+def _work_until_empty(store: Store, worker: WorkerSupervisor, queues: Collection[str], stopping: Event) -> None:
+    """Return when the log holds no due run of the queues any more, whoever executes it. Delayed ones are not due."""
+    wanted = frozenset(queues) or store.routes.queues
+    most = done = 0
+    with Progress(TextColumn("draining"), BarColumn(), MofNCompleteColumn(), console=out, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        while worker.is_alive and not stopping.is_set():
+            left = _left(store, wanted)
+            most = max(most, done + left)
+            done = most - left
+            progress.update(task, total=most, completed=done)
+            if not left:
+                break
+            stopping.wait(_LOOK_SECONDS)
+    out.print(f"drained: {done} runs have ended" if not stopping.is_set() else f"{most - done} runs are left")
+
+
+def _left(store: Store, queues: Collection[str]) -> int:
+    """Due runs of the queues that workers of this store may execute: not those of external ones."""
+    external = store.external.assistants.ids
+    while True:
+        with suppress(StoreUnavailable):  # the read model is behind
+            return sum(
+                count
+                for (assistant_id, graph_id), count in store.runs.due().items()
+                if assistant_id not in external and store.routes.queue_of(assistant_id, graph_id) in queues
+            )
+
+
+def _settings(concurrency: int | None) -> Settings:
+    settings = Settings()
+    return settings if concurrency is None else settings.model_copy(update={"concurrency": concurrency})
+
+
+def _known(queues: Sequence[str], settings: Settings) -> Sequence[str]:
+    """The queues asked for. Raises Refused for one that no run can be in."""
+    known = sorted(Routes(settings.queues).queues)
+    for queue in queues:
+        if queue not in known:
+            raise Refused(f"no queue {queue}: RUNS_ES_QUEUES knows {', '.join(known)}", 2)
+    return queues
+
+
+def _log_to_stderr(level: LogLevel) -> None:
+    logging.basicConfig(level=level.value.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+@contextmanager
+def _listener(host: str, port: int) -> Iterator[socket.socket]:
+    """The address, taken before anything slow is begun."""
+    from runs_api.server import bound_socket
+
+    try:
+        listener = bound_socket(host, port)
+    except OSError as error:
+        raise Refused(
+            f"cannot listen on {host}:{port} ({error.strerror or error}); stop what does, or choose another --port"
+        ) from error
+    with listener:
+        yield listener
+
+
+def _url(host: str, port: int) -> str:
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+    return f"http://{shown}:{port}"
+
+
+def _settle_memory() -> None:
+    """Spare the garbage collector what was loaded at the start and lives as long as the process, and let it look for
+    cycles less often: each of its passes over everything stopped all streams for a tenth to a quarter of a second.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+
+
+def _greet(url: str, store: Store, settings: Settings) -> None:
+    names = store.registry.names if store.registry is not None else []
+    executes = f"in this process, {settings.concurrency} runs at once" if store.worker else "none; start `runs-es work`"
+    lines = (
+        ("API", f"{url}  (described at {url}/docs)"),
+        ("graphs", ", ".join(names)),
+        ("data", where(store.database, settings)),
+        ("worker", executes),
+    )
+    out.print(Text(f"runs-es {version_of('runs-es')}", "bold"))
+    for name, value in lines:
+        out.print(Text.assemble((f"  {name:<8}", "cyan"), value))
+    if store.migrated:
+        out.print(Text.assemble(("  migrated", "cyan"), " ", ", ".join(store.migrated)))
+    if names:
+        out.print(Text("\nTry it:", "bold"))
+        out.print(Text(_example(url, names[0])))
+    out.print("\nCtrl+C stops it.")
+
+
+def _example(url: str, graph: str) -> str:
+    body = {
+        "assistant_id": graph,
+        "input": {"messages": [{"role": "user", "content": "hello"}]},
+        "stream_mode": ["messages"],
+    }
+    return f"  curl -N {url}/runs/stream -H 'Content-Type: application/json' -d '{orjson.dumps(body).decode()}'"
+
+
+def _stop(store: Store) -> None:
+    out.print("stopping: streams are cut, to be joined again elsewhere; runs are finished or handed over")
+    store.stop_waiting()
+    if store.worker is not None:
+        store.worker.drain()  # while requests under way are answered, not after them
+
+
+def where(database: Database, settings: Settings) -> str:
+    """The database in words, without its password."""
+    if settings.database_url is None:
+        return f"{settings.data_dir} (embedded PostgreSQL)"
+    parts = conninfo_to_dict(database.url)
+    port = f":{parts['port']}" if parts.get("port") else ""
+    return f"{parts.get('host') or 'localhost'}{port}/{parts.get('dbname') or ''}, schema {settings.db_schema}"

@@ -1,0 +1,240 @@
+"""The queue's statements, each for many jobs at once.
+
+procrastinate has one transaction for each job to defer, to fetch and to finish, and its fetch compares every job that
+waits with every other. At a hundred runs a second these took more of the database than the log did.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psycopg
+from procrastinate.jobs import Job, Status
+from procrastinate.manager import JobManager
+
+from runs_es.domain import StoreUnavailable
+from runs_es.execution.routes import DEFAULT_QUEUE, Place
+
+logger = logging.getLogger(__name__)
+
+ADVANCE = "runs_es.advance"
+WAKE = "runs_es.wake"
+_BATCH = 500
+
+# What procrastinate's own trigger says when a job is inserted.
+_TELL = """
+select pg_notify('procrastinate_queue_v1#' || queue_name, '{"type": "job_inserted", "job_id": ' || id || '}') from
+"""
+
+_INSERT = """
+insert into procrastinate_jobs (queue_name, task_name, priority, lock, queueing_lock, args, scheduled_at)
+select queue, task, priority, case when due is null then thread end, case when due is null then thread end,
+       jsonb_build_object('thread_id', thread), due
+  from unnest(%(queues)s::text[], %(tasks)s::text[], %(priorities)s::int[], %(threads)s::text[], %(due)s::timestamptz[])
+       as asked (queue, task, priority, thread, due)
+ order by thread
+    on conflict (queueing_lock) where status = 'todo'
+"""
+
+# A thread has at most one job that waits, and it waits where the thread's next run belongs.
+ENQUEUE = _INSERT + " do nothing"
+MOVE = f"""
+with placed as (
+  {_INSERT} do update set queue_name = excluded.queue_name, priority = excluded.priority
+   where (procrastinate_jobs.queue_name, procrastinate_jobs.priority) <> (excluded.queue_name, excluded.priority)
+  returning queue_name, id)
+{_TELL} placed
+"""
+
+_FETCH = """
+with candidate as (
+  select id from procrastinate_jobs job
+   where status = 'todo' and queue_name = any(%(queues)s) and (scheduled_at is null or scheduled_at <= now())
+     and (lock is null or not exists (
+       select from procrastinate_jobs other where other.lock = job.lock and other.status = 'doing'))
+   order by priority desc, id limit %(room)s for update skip locked)
+update procrastinate_jobs job set status = 'doing', worker_id = %(worker)s from candidate where job.id = candidate.id
+returning job.*
+"""
+
+# Whoever wants the next job of the same thread could not have it before, and is not told by its insertion any more.
+_FINISH = f"""
+with gone as (
+  delete from procrastinate_jobs where id = any(%(ids)s) and status in ('todo', 'doing') returning lock)
+{_TELL} procrastinate_jobs where status = 'todo' and queueing_lock in (select lock from gone)
+"""
+
+# One whose thread has another job by now is not needed any more.
+_GIVE_BACK = f"""
+with gone as (
+  delete from procrastinate_jobs j where id = any(%(ids)s) and exists (
+    select from procrastinate_jobs other where other.queueing_lock = j.queueing_lock and other.status = 'todo')),
+back as (
+  update procrastinate_jobs j set status = 'todo', worker_id = null where id = any(%(ids)s) and not exists (
+    select from procrastinate_jobs other where other.queueing_lock = j.queueing_lock and other.status = 'todo')
+  returning queue_name, id)
+{_TELL} back
+"""
+
+
+def queue_name(queue: str) -> str:
+    """The name of one of our queues in procrastinate's table."""
+    return "runs" if queue == DEFAULT_QUEUE else f"runs.{queue}"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A thread wants a job, in that place; with `due`, one that wakes it then (ISO 8601). What has `begun` comes before
+    what has not, among equals.
+    """
+
+    thread_id: str
+    place: Place
+    due: str | None = None
+    begun: bool = False
+
+
+def enqueue_parameters(requests: Sequence[Request]) -> dict[str, Any]:
+    """Of ENQUEUE and MOVE, which take a thread without `due` only once."""
+    return {
+        "queues": [queue_name(each.place.queue) for each in requests],
+        "tasks": [ADVANCE if each.due is None else WAKE for each in requests],
+        "priorities": [2 * each.place.priority + each.begun for each in requests],
+        "threads": [each.thread_id for each in requests],
+        "due": [each.due for each in requests],
+    }
+
+
+Locate = Callable[[str], Place | None]
+_Wanted = tuple[str, Place | None, str | None]  # thread, place if known, due
+
+
+class Deferrals:
+    """Writes jobs from a thread of its own, all that were asked for meanwhile at once. What it fails to write, and what
+    is lost with the process, a sweep finds. `locate` says where a thread's next run belongs; None: it has none.
+    """
+
+    def __init__(self, url: str, options: Mapping[str, object], locate: Locate) -> None:
+        self._url, self._options, self._locate = url, dict(options), locate
+        self._connection: psycopg.Connection[Any] | None = None
+        self._asked: deque[_Wanted] = deque()
+        self._wake = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="runs-es queue", daemon=True)
+        self._thread.start()
+
+    def ask(self, thread_id: str, place: Place | None, due: str | None) -> None:
+        """Returns at once, from any thread."""
+        with self._wake:
+            self._asked.append((thread_id, place, due))
+            self._wake.notify()
+
+    def close(self) -> None:
+        """Write what was asked for, and end."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join(10)
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._asked or self._closing)
+                if not self._asked:
+                    break
+                batch = [self._asked.popleft() for _ in range(min(len(self._asked), _BATCH))]
+            try:
+                self._write(batch)
+            except Exception as error:  # noqa: BLE001  (said, and made good by the sweep)
+                self._disconnect()
+                logger.warning("%d threads could not be queued, the sweep will find them: %s", len(batch), error)
+        self._disconnect()
+
+    def _write(self, batch: Sequence[_Wanted]) -> None:
+        """A new run's job changes nothing about one that waits already: that is for a run before it."""
+        new: dict[str, Request] = {}
+        located: dict[str, Request] = {}
+        delayed = []
+        for thread_id, known, due in batch:
+            place = known or self._located(thread_id)
+            if due is not None:
+                delayed.append(Request(thread_id, place or Place(), due))
+            elif place is not None:
+                (new if known else located)[thread_id] = Request(thread_id, place)
+        for statement, requests in ((ENQUEUE, [*new.values(), *delayed]), (MOVE, list(located.values()))):
+            if requests:
+                self._connected().execute(statement, enqueue_parameters(requests))
+
+    def _located(self, thread_id: str) -> Place | None:
+        """One thread that cannot be folded does not keep others from their jobs; whoever takes its own says why."""
+        try:
+            return self._locate(thread_id)
+        except StoreUnavailable:
+            raise
+        except Exception:
+            logger.exception("thread %s cannot be read", thread_id)
+            return Place()
+
+    def _connected(self) -> psycopg.Connection[Any]:
+        if self._connection is None:
+            self._connection = psycopg.connect(self._url, autocommit=True, **self._options)  # type: ignore[arg-type]
+        return self._connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+class BatchedJobs(JobManager):
+    """procrastinate's manager for one worker: it fetches as many jobs as there is room for, and finishes together what
+    ends together. Belongs to one event loop.
+    """
+
+    def __init__(self, connector: Any) -> None:
+        super().__init__(connector)
+        self.room: Callable[[], int] = lambda: 1
+        self._fetched: deque[Job] = deque()
+        self._ended: list[int] = []
+        self._finishing: asyncio.Task[None] | None = None
+
+    async def fetch_job(self, queues: Iterable[str] | None, worker_id: int) -> Job | None:
+        if not self._fetched:
+            rows = await self.connector.execute_query_all_async(
+                _FETCH, queues=list(queues or ()), worker=worker_id, room=max(self.room(), 1)
+            )
+            jobs = sorted(map(Job.from_row, rows), key=lambda job: (-job.priority, job.id or 0))
+            self._fetched.extend(jobs)
+        return self._fetched.popleft() if self._fetched else None
+
+    @property
+    def in_hand(self) -> list[int]:
+        """Jobs fetched and not yet begun."""
+        return [job.id for job in self._fetched if job.id is not None]
+
+    async def give_back(self) -> None:
+        """What was fetched and not begun waits again, for whoever comes."""
+        ids = self.in_hand
+        self._fetched.clear()
+        if ids:
+            await self.connector.execute_query_all_async(_GIVE_BACK, ids=ids)
+
+    async def finish_job(self, job: Job, status: Status, delete_job: bool) -> None:
+        assert job.id is not None
+        assert delete_job
+        self._ended.append(job.id)
+        if self._finishing is None or self._finishing.done():
+            self._finishing = asyncio.create_task(self._finish_all())
+        await asyncio.shield(self._finishing)
+
+    async def _finish_all(self) -> None:
+        """One statement at a time; what ends meanwhile goes with the next."""
+        while self._ended:
+            ids, self._ended = self._ended, []
+            await self.connector.execute_query_all_async(_FINISH, ids=ids)
