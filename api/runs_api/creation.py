@@ -55,6 +55,7 @@ def _command(
     own = {"run_id": run_id, "thread_id": thread_id, **ids, "user_id": caller.user_id or ""}
     return CreateRunCommand(
         run_id=run_id,
+        run_id_is_new=True,
         thread_id=thread_id,
         create_thread=create_thread,
         assistant_id=assistant_id,

@@ -34,7 +34,7 @@ _HINT_SECONDS = 0.01  # hints come for pages too, many a second; they may wait s
 _SWEEP_SECONDS = 30.0  # is there a table that a rebuild replaced and whose time has come?
 _GROWTH = 8  # how many times larger batches grow while there is much to catch up with
 _FIRST_POLL, _LAST_POLL = 0.005, 0.05  # seconds, while somebody waits for what another process leads
-_COLLECT_SECONDS = 0.01  # between two rounds while facts keep coming, unless somebody waits for them
+_COLLECT_SECONDS = 0.025  # between two rounds while facts keep coming, unless somebody waits for them
 _FAILED_WAIT = 0.1  # what failed here may go on elsewhere, but hardly soon
 
 

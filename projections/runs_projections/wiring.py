@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from runs_es.database import open_database
 from runs_es.database.migrate import migrate
+from runs_es.execution.agent_threads import IsQuick
 from runs_es.execution.external import Arrivals, ExternalAssistants, ExternalRuns, LeaseSweep
 from runs_es.execution.functions import FunctionExecutor
 from runs_es.execution.langgraph.graphs import assistant_id
@@ -77,6 +78,7 @@ class Store:
     _reap: Callable[[], int] | None = None
     _restore: Callable[[str, str], None] | None = None
     _open_state: OpenState | None = None
+    _is_quick: IsQuick | None = None
 
     def __init__(
         self,
@@ -184,6 +186,7 @@ class Store:
             routes=self.routes,
             queues=queues,
             locate=self._locate,
+            is_quick=self._is_quick,
         )
         self._exit.callback(self.worker.stop)
         self.worker.start()
@@ -217,6 +220,7 @@ class Store:
         from runs_es.execution.langgraph.reaper import CheckpointReaper
         from runs_es.execution.langgraph.rollback import CheckpointRollback
         from runs_es.execution.langgraph.saver import open_checkpoint_pool
+        from runs_es.execution.langgraph.sizes import is_quick
         from runs_es.execution.langgraph.state import GraphStateReader
         from runs_es.webhooks.state_left import open_state_left
         from runs_projections.shown_state import AssistantStates, ShownState
@@ -228,6 +232,7 @@ class Store:
         self._checkpoints = open_checkpoint_pool(url, schema, _STATE_CONNECTIONS)
         checkpoints = CheckpointReaper(self.log.reader, schema)
         self._reap, self.service.forget = checkpoints.reap, checkpoints.forget
+        self._is_quick = is_quick
         self._restore = CheckpointRollback(self.log.reader, schema).restore
         self._open_state = partial(open_state_left, registry, url, schema)
         self.registry = registry

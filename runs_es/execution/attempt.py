@@ -41,7 +41,9 @@ class Attempt:
         *,
         provenance: Provenance,
         buffer_bytes: int,
+        is_first: bool = False,
     ) -> None:
+        self.is_first = is_first  # there is no older claim on the thread
         self._log = log
         self._run = run
         self._claim_id = claim_id

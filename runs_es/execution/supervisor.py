@@ -9,10 +9,10 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, suppress
 
 from runs_es.domain import Run, Timeouts
+from runs_es.execution.agent_threads import AgentThreads, IsQuick
 from runs_es.execution.blocking import blocking
 from runs_es.execution.jobs import Locate
 from runs_es.execution.protocol import RunExecutor
@@ -72,6 +72,7 @@ class WorkerSupervisor:
         routes: Routes,
         queues: Collection[str] = (),
         locate: Locate,
+        is_quick: IsQuick | None = None,
     ) -> None:
         self._log = log
         self._decisions = decisions
@@ -84,6 +85,7 @@ class WorkerSupervisor:
         self._accepts = accepts or (lambda _: True)
         self._routes, self._locate = routes, locate
         self._queues = frozenset(queues) or routes.queues
+        self._is_quick = is_quick
         self._jobs: QueueWorker | None = None
         self._ready = threading.Event()
         self._stopped = threading.Event()
@@ -139,7 +141,7 @@ class WorkerSupervisor:
         self._stopping = asyncio.Event()
         settings = self._settings
         # For agents alone, see blocking.py; more than runs, because those of runs that timed out may hang in one still.
-        self._loop.set_default_executor(ThreadPoolExecutor(4 * settings.concurrency + 32, "runs-es agent"))
+        self._loop.set_default_executor(AgentThreads(4 * settings.concurrency + 32, self._is_quick))
         async with self._open_executor() as executor:
             worker = Worker(
                 self._log,

@@ -81,8 +81,10 @@ class Claim:
     restore: Restore
     accepts: Accepts
     run: Run | None = None
+    is_first: bool = False  # nobody has ever claimed a run of the thread
 
     def decide(self, thread: Thread, head: Head) -> Decision:
+        self.is_first = head.fence == 0
         due = thread.next_due() if thread.exists else None
         if due is None or not self.accepts(due):
             self.run = None
@@ -170,14 +172,15 @@ class Worker:
             if not decided.appended.current:
                 return None  # its acknowledgement was lost, and by now the fence may be another's
             if any(isinstance(fact, RunStarted) for fact in decided.facts):
-                return self._begin(claim.run, claim.claim_id, decided.appended)
+                return self._begin(claim, claim.run, decided.appended)
 
-    def _begin(self, run: Run, claim_id: str, appended: Appended) -> Attempt:
+    def _begin(self, claim: Claim, run: Run, appended: Appended) -> Attempt:
         attempt = Attempt(
             self._log,
             run,
-            claim_id,
+            claim.claim_id,
             appended,
+            is_first=claim.is_first,
             provenance=self._provenance,
             buffer_bytes=self._limits.publish_buffer_bytes,
         )
@@ -226,7 +229,8 @@ class Worker:
     async def _outcome(self, attempt: Attempt, deadline: Deadline) -> RunOutcome:
         if (late := deadline.passed()) is not None:  # an earlier attempt has used up the time
             raise TimeoutError(late)
-        await blocking(self._barrier, attempt.run.thread_id)
+        if not attempt.is_first:
+            await blocking(self._barrier, attempt.run.thread_id)
         try:
             outcome = await self._executor.execute(attempt)
         except (SystemExit, KeyboardInterrupt) as error:

@@ -54,6 +54,7 @@ Decide = Callable[[Thread, Head], Decision]
 class _Fold:
     thread: Thread
     revision: int = 0
+    head: Head | None = None  # as this process last saw it
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -82,9 +83,11 @@ class Decisions:
         if idempotency_key is not None and self._log.reader.by_idem_key(thread_id, idempotency_key) is not None:
             return Decided((), None, repeated=True)
         with self._fold(thread_id) as fold:
+            decision = self._guessed(fold, decide)
             for attempt in range(MAX_TRIES):
-                head = self._refresh(fold)
-                decision = decide(fold.thread, head)
+                if decision is None:
+                    self._refresh(fold)
+                    decision = decide(fold.thread, fold.head or _NO_HEAD)
                 if not decision.facts:
                     return Decided((), None)
                 if decision.prepare is not None:
@@ -94,22 +97,25 @@ class Decisions:
                         thread_id,
                         decision.facts,
                         expected=fold.revision,
-                        frames=head.frames if decision.page else None,
+                        frames=(fold.head or _NO_HEAD).frames if decision.page else None,
                         page=decision.page,
                         page_first=decision.page_first,
                         provenance=decision.provenances or provenance,
                         idempotency_key=idempotency_key,
                     ).result()
                 except WriteConflict:
+                    decision = None
                     # Other processes decide on the same thread: back off a little, more the longer it lasts.
                     time.sleep(random.uniform(0, min(0.001 * 2 ** min(attempt, 6), 0.05)))  # noqa: S311
                     continue
                 if appended.repeated:
                     return Decided((), None, repeated=True)
+                fold.head = None
                 if appended.current:
                     for fact in decision.facts:
                         fold.thread.apply(fact)
                     fold.revision = fold.thread.revision = appended.revision
+                    fold.head = Head(appended.last_seq, appended.revision, appended.fence, appended.frames)
                 return Decided(decision.facts, appended)
         raise WriteConflict(f"thread {thread_id} is written to by too many at once; try again")
 
@@ -120,14 +126,26 @@ class Decisions:
         thread.revision = head.revision if head else 0
         return thread, head or _NO_HEAD
 
-    def _refresh(self, fold: _Fold) -> Head:
+    @staticmethod
+    def _guessed(fold: _Fold, decide: Decide) -> Decision | None:
+        """What to append, if the thread is still as this process left it: a read less. None where that is not likely
+        because a worker writes to it, or where being wrong would do harm: an answer that is no append is never a guess.
+        """
+        if fold.head is None or fold.thread.in_flight is not None:
+            return None
+        try:
+            decision = decide(fold.thread, fold.head)
+        except Exception:  # noqa: BLE001  (it may be right about the thread as it is, so it is asked again)
+            return None
+        return decision if decision.facts and decision.prepare is None else None
+
+    def _refresh(self, fold: _Fold) -> None:
         head, facts = self._log.reader.lifecycle(fold.thread.thread_id, fold.revision)
-        if head is None:
-            return _NO_HEAD
-        for recorded in facts:
-            fold.thread.apply(recorded.fact)
-        fold.revision = fold.thread.revision = head.revision
-        return head
+        fold.head = head
+        if head is not None:
+            for recorded in facts:
+                fold.thread.apply(recorded.fact)
+            fold.revision = fold.thread.revision = head.revision
 
     @contextmanager
     def _fold(self, thread_id: str) -> Iterator[_Fold]:

@@ -6,6 +6,7 @@ comes later and never in between.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,11 @@ select h.head, r.seq, r.n, r.run_id, r.topic, r.state, r.first_frame, r.recorded
  where h.thread_id = %s order by r.seq
 """
 _STORED_FACTS: LiteralString = _STORED.replace("from events", "from events_facts")
+_LIFECYCLE: LiteralString = f"""
+select h.head, h.revision, h.fence, h.frames, f.* from heads h left join lateral
+ (select {FACT_COLUMNS} from events_facts f where f.thread_id = h.thread_id
+   and f.revision > %s and f.topic <> all(%s) order by f.revision) f on true where h.thread_id = %s
+"""
 _TRIES = 3
 NOBODY = Provenance()
 
@@ -131,6 +137,7 @@ class LogReader:
         self, url: str, schema: str, *, pool_size: int = 8, timeout: float = 30.0, key_bytes: int = KEY_BYTES
     ) -> None:
         self._keys = KeyCache(key_bytes)
+        self._unchecked = threading.local()
         self._pool: ConnectionPool[Connection[TupleRow]] = ConnectionPool(
             url,
             min_size=1,
@@ -147,6 +154,8 @@ class LogReader:
         self._pool.close()
 
     def _check(self, connection: Connection[TupleRow]) -> None:
+        if getattr(self._unchecked, "now", False):
+            return
         try:
             ConnectionPool.check_connection(connection)
         except OperationalError:
@@ -165,6 +174,23 @@ class LogReader:
             raise StoreUnavailable("the database does not answer, or all of read_pool_size is busy") from error
         except OperationalError as error:
             raise StoreUnavailable(f"the database does not answer: {error}") from error
+
+    def _fetch(self, statement: LiteralString, parameters: Any) -> list[TupleRow]:
+        """The rows of one statement that only reads, for those asked hundreds of times a second.
+
+        The connection is not asked beforehand whether it lives, which would double the queries; where it does not,
+        the statement goes to another, which is.
+        """
+        self._unchecked.now = True
+        try:
+            with self._pool.connection() as connection:
+                return connection.execute(statement, parameters, binary=True).fetchall()
+        except (OperationalError, PoolTimeout):
+            pass
+        finally:
+            self._unchecked.now = False
+        with self.connection() as connection:
+            return connection.execute(statement, parameters, binary=True).fetchall()
 
     def rows_after(self, thread_id: str, seq: int, limit: int) -> list[Row]:
         """The thread's rows that hold anything after `seq`, in order; the first may begin before it.
@@ -281,14 +307,7 @@ class LogReader:
 
     def lifecycle(self, thread_id: str, after_revision: int = 0) -> tuple[Head | None, list[Recorded]]:
         """The head row and the facts after `after_revision` but for messages and traces, of one snapshot."""
-        with self.connection() as connection:
-            rows = connection.execute(
-                f"select h.head, h.revision, h.fence, h.frames, f.* from heads h left join lateral"
-                f" (select {FACT_COLUMNS} from events_facts f where f.thread_id = h.thread_id"
-                f"   and f.revision > %s and f.topic <> all(%s) order by f.revision) f on true where h.thread_id = %s",
-                (after_revision, list(CONTENT_TOPICS), thread_id),
-                binary=True,
-            ).fetchall()
+        rows = self._fetch(_LIFECYCLE, (after_revision, list(CONTENT_TOPICS), thread_id))
         if not rows:
             return None, []
         return Head(*rows[0][:4]), [recorded(row[4:]) for row in rows if row[4] is not None]

@@ -216,7 +216,7 @@ class RunsApplicationService:
         run_id = command.run_id or new_id()
 
         def decide(thread: Thread, _: Head) -> Decision:
-            if command.run_id is not None and self._reader.run_facts(command.run_id):
+            if command.run_id is not None and not command.run_id_is_new and self._reader.run_facts(command.run_id):
                 raise ConflictError(f"Run with ID {command.run_id} already exists")
             facts = self._birth(thread, run_id, command)
             return Decision(facts, provenances=_provenances(facts, run_id, command.provenance))

@@ -16,6 +16,7 @@ class CreateRunCommand:
 
     `metadata` is the run's own; the thread's is laid under it. `thread_metadata` is merged into the thread's.
     `config` may bound its time: `timeout_seconds`, `idle_timeout_seconds` (see `Timeouts`); and say its `priority`.
+    `run_id_is_new` says that the id was made for this command, so that nobody need look whether there is such a run.
     `options` are further fields of the request, recorded as they came (webhook, checkpoint, durability, …).
     """
 
@@ -35,6 +36,7 @@ class CreateRunCommand:
     interrupt_after: Sequence[str] | str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     run_id: str | None = None
+    run_id_is_new: bool = False
     model_name: str | None = None
     after_seconds: float = 0.0
     create_thread: bool = False

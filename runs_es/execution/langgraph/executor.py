@@ -5,8 +5,9 @@ The frames are the platform's. `metadata`, `error` and `end` belong to the worke
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import aclosing
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import BaseMessage
@@ -14,10 +15,11 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph import START
 from langgraph.types import StateSnapshot
 
+from runs_es.domain import LeaseLost
 from runs_es.execution.langgraph.encoding import encode, plain
 from runs_es.execution.langgraph.graphs import GraphRegistry, over
 from runs_es.execution.langgraph.messages import MessageFrames, NewMessages
-from runs_es.execution.langgraph.request import Breakpoints, GraphRequest
+from runs_es.execution.langgraph.request import Breakpoints, GraphRequest, durability_of
 from runs_es.execution.langgraph.resume import must_be_asked
 from runs_es.execution.langgraph.retryable import may_pass
 from runs_es.execution.langgraph.saver import CheckpointPool, FencedPostgresSaver
@@ -25,6 +27,8 @@ from runs_es.execution.protocol import ActiveRun, RunOutcome
 
 if TYPE_CHECKING:
     from runs_es.execution.langgraph.graphs import Graph
+
+logger = logging.getLogger(__name__)
 
 SaverFactory = Callable[[ActiveRun], BaseCheckpointSaver[Any]]
 Namespace = tuple[str, ...]
@@ -43,14 +47,22 @@ class LangGraphExecutor:
 
         def saver_for(run: ActiveRun) -> FencedPostgresSaver:
             return FencedPostgresSaver(
-                pool, schema=schema, thread_id=run.run.thread_id, run_id=run.run.run_id, fence=run.fence
+                pool,
+                schema=schema,
+                thread_id=run.run.thread_id,
+                run_id=run.run.run_id,
+                fence=run.fence,
+                behind=durability_of(run.run.kwargs) != "sync",
             )
 
         return cls(registry, saver_for)
 
     async def execute(self, run: ActiveRun) -> RunOutcome:
         request = GraphRequest.of(run.run, run.attempt, self._registry)
-        saver = self._saver_for(run)
+        async with _saving(self._saver_for(run)) as saver:
+            return await self._execute(run, request, saver)
+
+    async def _execute(self, run: ActiveRun, request: GraphRequest, saver: BaseCheckpointSaver[Any]) -> RunOutcome:
         graph = over(self._registry.get(request.graph_id), saver)
         frames = _Frames(run, request)
         if run.attempt > 1:
@@ -74,6 +86,25 @@ class LangGraphExecutor:
     def is_retryable(self, error: Exception) -> bool:
         """See retryable.py."""
         return may_pass(error)
+
+
+@asynccontextmanager
+async def _saving(saver: BaseCheckpointSaver[Any]) -> AsyncIterator[BaseCheckpointSaver[Any]]:
+    """When left, what the graph saved is durable, also where the graph failed or was cancelled."""
+    fenced = saver if isinstance(saver, FencedPostgresSaver) else None
+    try:
+        yield saver
+    except BaseException:
+        try:
+            if fenced is not None:
+                await fenced.flush()
+        except Exception as error:
+            if isinstance(error, LeaseLost):
+                raise
+            logger.warning("a state could not be saved: %s", error)  # how the graph ended says more
+        raise
+    if fenced is not None:
+        await fenced.flush()
 
 
 async def _stream(graph: Graph, request: GraphRequest, frames: _Frames) -> None:

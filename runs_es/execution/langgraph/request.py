@@ -64,7 +64,7 @@ class GraphRequest:
             subgraphs=bool(kwargs.get("subgraphs")),
             interrupt_before=kwargs.get("interrupt_before"),
             interrupt_after=kwargs.get("interrupt_after"),
-            durability=_durability(kwargs),
+            durability=durability_of(kwargs),
             resume=(kwargs.get("command") or {}).get("resume"),
             strict=bool(kwargs.get("strict_resume")) and (kwargs.get("command") or {}).get("resume") is not None,
         )
@@ -169,7 +169,8 @@ def _modes(asked: Any) -> frozenset[str]:
     return modes
 
 
-def _durability(kwargs: Mapping[str, Any]) -> Durability:
+def durability_of(kwargs: Mapping[str, Any]) -> Durability:
+    """When a request wants checkpoints to be durable: before the next step, during it, or at the end."""
     asked = kwargs.get("durability")
     for durability in _DURABILITIES:
         if asked == durability:

@@ -7,10 +7,12 @@ takes it shared and then looks at the fence, in one transaction. So a write is e
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, cast
+from contextlib import asynccontextmanager, suppress
+from functools import cache
+from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import psycopg
@@ -31,6 +33,8 @@ from runs_es.log.locks import thread_lock_key
 CheckpointPool = AsyncConnectionPool[AsyncConnection[DictRow]]
 
 _TRIES = 3
+_MAX_WAITING = 64  # writes, before a graph that is faster than the disk waits
+_COLLECT_SECONDS = 0.005  # a graph of short steps has several writes by then, and they cost as much as one
 _IDLE_SECONDS = 1.0  # a connection that was used since is not asked whether it lives
 
 
@@ -76,11 +80,32 @@ async def _check_if_idle(connection: AsyncConnection[DictRow]) -> None:
     _used[connection] = now
 
 
+class _Statements(NamedTuple):
+    read_fence: sql.Composed
+    check_fence: sql.Composed
+    keep_writes: sql.Composed
+    take_back: Sequence[sql.Composed]
+
+
+@cache
+def _statements(schema: str) -> _Statements:
+    log = sql.Identifier(schema)
+    return _Statements(
+        sql.SQL("select fence from {}.heads where thread_id = %s").format(log),
+        # Fails where the fence is another, and with it all that follows: no need to wait for an answer in between.
+        sql.SQL("select 1 / count(*) from {}.heads where thread_id = %s and fence = %s").format(log),
+        keep_writes(schema),
+        take_back(schema),
+    )
+
+
 class FencedPostgresSaver(AsyncPostgresSaver):
     """Writes one thread's checkpoints as long as the thread's fence is the one this attempt was given.
 
-    Any write after that raises LeaseLost and changes nothing. Reads are not fenced. Checkpoints say which run wrote
-    them; what a run adds to a checkpoint of an earlier one is preceded by a copy of what was there (rollback.py).
+    Any write after that raises LeaseLost and changes nothing. With `behind` a write returns before it is durable, and
+    what it raises comes with a later one, or `flush`. Reads are not fenced, and see all writes. Checkpoints say which
+    run wrote them; what a run adds to a checkpoint of an earlier one is preceded by a copy of what was there
+    (rollback.py).
     """
 
     def __init__(
@@ -91,6 +116,7 @@ class FencedPostgresSaver(AsyncPostgresSaver):
         thread_id: str,
         run_id: str,
         fence: int,
+        behind: bool = False,
         serde: SerializerProtocol | None = None,
     ) -> None:
         super().__init__(pool, serde=serde)
@@ -98,16 +124,13 @@ class FencedPostgresSaver(AsyncPostgresSaver):
         self._thread_id = thread_id
         self._run_id = run_id
         self._earlier: set[tuple[str, str]] = set()  # checkpoints of earlier runs that were read, as (ns, id)
-        self._keep_writes = keep_writes(schema)
-        self._take_back = take_back(schema)
         self._fence = fence
+        self._behind = behind
         self._waiting: list[_Batch] = []
+        self._writing: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
         self._lock_key = thread_lock_key(schema, thread_id)
-        self._read_fence = sql.SQL("select fence from {}.heads where thread_id = %s").format(sql.Identifier(schema))
-        # Fails where the fence is another, and with it all that follows: no need to wait for an answer in between.
-        self._check_fence = sql.SQL("select 1 / count(*) from {}.heads where thread_id = %s and fence = %s").format(
-            sql.Identifier(schema)
-        )
+        self._statements = _statements(schema)
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         found = await self._read_tuple(config)
@@ -148,14 +171,14 @@ class FencedPostgresSaver(AsyncPostgresSaver):
         """Note what the checkpoint of an earlier run has of writes, before this run adds its own: once a run."""
         namespace, checkpoint_id = _place(config)
         batch = _Batch()
-        await batch.execute(self._keep_writes, (self._thread_id, self._run_id, namespace, checkpoint_id))
+        await batch.execute(self._statements.keep_writes, (self._thread_id, self._run_id, namespace, checkpoint_id))
         await self._commit(batch)
         self._earlier.discard((namespace, checkpoint_id))
 
     async def restart(self) -> None:
         """Take back what earlier attempts of this run saved."""
         batch = _Batch()
-        for statement in self._take_back:
+        for statement in self._statements.take_back:
             await batch.execute(statement, {"thread": self._thread_id, "run": self._run_id})
         await self._commit(batch)
 
@@ -174,6 +197,8 @@ class FencedPostgresSaver(AsyncPostgresSaver):
     async def _cursor(self, *, pipeline: bool = False) -> AsyncIterator[AsyncCursor[DictRow]]:
         """The parent asks for `pipeline` where it writes, and then never reads. That is what sets writes apart."""
         if not pipeline:
+            if self._behind:
+                await self.flush()
             async with super()._cursor() as cursor:
                 yield cursor
             return
@@ -184,15 +209,36 @@ class FencedPostgresSaver(AsyncPostgresSaver):
         await self._commit(batch)
 
     async def _commit(self, batch: _Batch) -> None:
-        """Write `batch`, together with what came while the one before was being written."""
+        """Have `batch` written in its turn, and return when it is; `behind`, as soon as not too much waits."""
+        if self._writing is not None and self._writing.done():
+            if self._behind:
+                self._writing.result()  # what failed stays failed: nothing that came later may be written without it
+            self._writing = None
         self._waiting.append(batch)
-        try:
-            async with self.lock:
-                if not batch.is_written:
-                    await self._commit_all(self._waiting[:])
-        finally:
-            if not batch.is_written:
-                self._waiting.remove(batch)
+        if self._writing is None:
+            self._hurry.clear()
+            self._writing = asyncio.create_task(self._write_waiting())
+        if not self._behind or len(self._waiting) >= _MAX_WAITING:
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Return when everything so far is durable. Raises LeaseLost, and what else a write may raise."""
+        if self._writing is not None:
+            self._hurry.set()
+            await asyncio.shield(self._writing)
+
+    async def _write_waiting(self) -> None:
+        """Write what waits, each time all of it at once, in the order in which it came."""
+        if self._behind:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), _COLLECT_SECONDS)
+        while self._waiting:
+            batches, self._waiting = self._waiting, []
+            try:
+                await self._commit_all(batches)
+            except BaseException:
+                self._waiting.clear()  # their writers are told
+                raise
 
     async def _commit_all(self, batches: Sequence[_Batch]) -> None:
         """Upserts behind a fence may be tried again when the connection died.
@@ -204,13 +250,10 @@ class FencedPostgresSaver(AsyncPostgresSaver):
             async with self._pool.connection() as connection:
                 try:
                     await self._commit_on(connection, batches)
-                    break
+                    return
                 except psycopg.Error:
                     if not (connection.closed and tries_left):
                         raise
-        for batch in batches:
-            batch.is_written = True
-            self._waiting.remove(batch)
 
     async def _commit_on(self, connection: AsyncConnection[DictRow], batches: Sequence[_Batch]) -> None:
         """One transaction in one round trip: what a pipeline holds is one as long as nobody begins another."""
@@ -218,14 +261,14 @@ class FencedPostgresSaver(AsyncPostgresSaver):
             async with connection.pipeline(), connection.cursor(binary=True) as cursor:
                 await cursor.execute("select pg_advisory_xact_lock_shared(%s::bigint)", (self._lock_key,))
                 # A statement of its own: its snapshot has to be newer than the lock.
-                await cursor.execute(self._check_fence, (self._thread_id, self._fence))
+                await cursor.execute(self._statements.check_fence, (self._thread_id, self._fence))
                 for batch in batches:
                     await batch.replay(cursor)
         except psycopg.errors.DivisionByZero as refused:
             raise LeaseLost(await self._refusal(connection)) from refused
 
     async def _refusal(self, connection: AsyncConnection[DictRow]) -> str:
-        found = await (await connection.execute(self._read_fence, (self._thread_id,))).fetchone()
+        found = await (await connection.execute(self._statements.read_fence, (self._thread_id,))).fetchone()
         now = "no longer there" if found is None else f"at {found['fence']}"
         return f"thread {self._thread_id}: this attempt wrote under fence {self._fence}, it is {now}"
 
@@ -239,7 +282,6 @@ class _Batch:
     """Stands in for a cursor while the parent writes; keeps the statements for later."""
 
     def __init__(self) -> None:
-        self.is_written = False
         self._statements: list[tuple[bool, Any, Any]] = []
 
     async def execute(self, query: Any, params: Any = None) -> None:
