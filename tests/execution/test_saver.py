@@ -16,7 +16,7 @@ from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from runs_es.domain import LeaseLost
 from runs_es.execution.langgraph.executor import LangGraphExecutor
 from runs_es.execution.langgraph.graphs import GraphRegistry, assistant_id
-from runs_es.execution.langgraph.saver import CheckpointPool, FencedPostgresSaver, open_checkpoint_pool
+from runs_es.execution.langgraph.saver import MAX_WAITING, CheckpointPool, FencedPostgresSaver, open_checkpoint_pool
 from runs_es.execution.langgraph.state import GraphStateReader, empty_state
 from runs_es.log.locks import thread_lock_key
 from tests.acceptance.questions.graphs import in_one_node
@@ -57,8 +57,8 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> GraphRegistry:
     return GraphRegistry.from_config(config)
 
 
-def saver_of(pool: CheckpointPool, thread_id: str, fence: int = 1) -> FencedPostgresSaver:
-    return FencedPostgresSaver(pool, schema=SCHEMA, thread_id=thread_id, run_id="run", fence=fence)
+def saver_of(pool: CheckpointPool, thread_id: str, fence: int = 1, *, behind: bool = False) -> FencedPostgresSaver:
+    return FencedPostgresSaver(pool, schema=SCHEMA, thread_id=thread_id, run_id="run", fence=fence, behind=behind)
 
 
 def config_of(thread_id: str, **more: Any) -> Any:
@@ -174,6 +174,64 @@ async def test_a_write_that_fails_leaves_nothing_behind(pool: CheckpointPool, th
         await saver.aput(config_of(thread_id), broken, NO_METADATA, {"kept": "1"})
     assert await rows(pool) == [0, 0, 0]
     await write_something(saver, thread_id)
+
+
+async def transactions_of(pool: CheckpointPool) -> set[str]:
+    """Those that wrote what is in the tables."""
+    async with pool.connection() as connection:
+        found = [await (await connection.execute(f"select xmin::text x from {table}")).fetchall() for table in TABLES]
+    return {row["x"] for rows_of in found for row in rows_of}
+
+
+async def test_what_is_written_behind_is_written_together_and_seen_by_every_read(
+    pool: CheckpointPool, thread_id: str
+) -> None:
+    saver = saver_of(pool, thread_id, behind=True)
+    saved = await write_something(saver, thread_id)
+    found = await saver.aget_tuple(config_of(thread_id))
+    assert found is not None
+    assert (found.config, found.pending_writes) == (saved, [("task", "kept", ["more"])])
+    assert len(await transactions_of(pool)) == 1
+
+
+async def test_a_write_behind_that_is_refused_fails_the_next_one_and_all_after_it(
+    pool: CheckpointPool, claimer: psycopg.AsyncConnection[Any], thread_id: str
+) -> None:
+    stale = saver_of(pool, thread_id, behind=True)
+    await raise_fence(claimer, thread_id)
+    saved = await write_something(stale, thread_id)
+    with pytest.raises(LeaseLost, match="wrote under fence 1, it is at 2"):
+        await stale.flush()
+    await claimer.execute("update runs_es.heads set fence = 1 where thread_id = %s", (thread_id,))
+    with pytest.raises(LeaseLost):
+        await stale.aput_writes(saved, [("kept", 1)], "another task")
+    with pytest.raises(LeaseLost):
+        await stale.aget_tuple(config_of(thread_id))
+    assert await rows(pool) == [0, 0, 0]
+
+
+async def test_a_graph_that_is_faster_than_the_database_waits_for_it(
+    pool: CheckpointPool, claimer: psycopg.AsyncConnection[Any], thread_id: str, database_url: str
+) -> None:
+    saver = saver_of(pool, thread_id, behind=True)
+    returned: list[int] = []
+
+    async def write_many() -> None:
+        saved = await write_something(saver, thread_id)
+        for number in range(3 * MAX_WAITING):
+            await saver.aput_writes(saved, [("kept", number)], f"task {number}")
+            returned.append(number)
+
+    async with await psycopg.AsyncConnection.connect(database_url) as holder:
+        await holder.execute("select pg_advisory_xact_lock(%s)", (thread_lock_key(SCHEMA, thread_id),))
+        writing = asyncio.create_task(write_many())
+        await until_somebody_waits_for_a_lock(claimer)
+        await asyncio.wait_for(saver._hurry.wait(), 20)
+        assert len(returned) <= 2 * MAX_WAITING
+        await holder.rollback()
+    await writing
+    await saver.flush()
+    assert await rows(pool) == [1, 1, 1 + 3 * MAX_WAITING]
 
 
 async def test_a_saver_writes_no_other_thread(pool: CheckpointPool, thread_id: str) -> None:

@@ -20,7 +20,7 @@ from runs_es.execution.routes import DEFAULT_QUEUE, Place, Routes, located
 from runs_es.execution.sweep import Sweep
 from runs_es.log.decisions import Decision
 from runs_es.log.reader import Head
-from runs_es.service.commands import CreateRunCommand
+from runs_es.service.commands import CancelRunCommand, CreateRunCommand
 from runs_es.settings import Settings
 from runs_projections.wiring import Store, open_store
 from tests.execution.test_worker import QUICK, until
@@ -34,8 +34,8 @@ class Quick:
         return None
 
 
-def command(thread_id: str = "t") -> CreateRunCommand:
-    return CreateRunCommand(thread_id=thread_id, create_thread=True, assistant_id="a", input="hello")
+def command(thread_id: str = "t", assistant_id: str = "a", **values: Any) -> CreateRunCommand:
+    return CreateRunCommand(thread_id=thread_id, create_thread=True, assistant_id=assistant_id, input="hello", **values)
 
 
 async def within(settings: Settings, body: Callable[[Store], Awaitable[None]], *, work: bool = True) -> None:
@@ -287,3 +287,35 @@ def test_a_wake_that_fails_raises_nothing_and_says_so(caplog: pytest.LogCaptureF
     queue.close()
     queue.wake("t")
     assert "the sweep will find" in caplog.text
+
+
+async def test_a_thread_that_cannot_be_read_does_not_keep_others_from_their_jobs(settings: Settings) -> None:
+    def locate(thread_id: str) -> Place:
+        if thread_id == "bad":
+            raise ValueError("a fact of a version that this one does not know")
+        return Place()
+
+    async def body(_: Store) -> None:
+        queue = JobQueue(str(settings.database_url), settings.db_schema, routes=Routes({}), locate=locate)
+        for thread_id in ("bad", "good"):
+            queue.wake(thread_id)
+        await asyncio.to_thread(queue.close)
+        assert in_queue(settings, "select lock from procrastinate_jobs order by 1") == [("bad",), ("good",)]
+
+    await within(settings, body, work=False)
+
+
+async def test_a_job_moves_to_where_the_threads_next_run_belongs_when_what_was_before_it_is_cancelled(
+    settings: Settings,
+) -> None:
+    queues = settings.model_copy(update={"queues": {"gpu": ["heavy"]}})
+    waits = "select queue_name, priority from procrastinate_jobs"
+
+    async def body(store: Store) -> None:
+        heavy = await store.service.create_background(command(assistant_id="heavy", config={"priority": 3}))
+        await until(lambda: in_queue(settings, waits) == [("runs.gpu", 6)])
+        await store.service.create_background(command(config={"priority": -1}))
+        await store.service.cancel(CancelRunCommand(run_id=heavy.run_id, thread_id=heavy.thread_id))
+        await until(lambda: in_queue(settings, waits) == [("runs", -2)])
+
+    await within(queues, body, work=False)

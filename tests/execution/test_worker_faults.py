@@ -25,7 +25,7 @@ from runs_es.domain import (
 from runs_es.execution import ActiveRun, RunOutcome
 from runs_es.execution.worker import Worker
 from runs_es.log.append import Append, PageItem
-from runs_es.log.decisions import Decision
+from runs_es.log.decisions import Decide, Decision, Decisions
 from runs_es.log.event_log import EventLog
 from runs_es.log.pages import frame
 from runs_es.log.reader import Head
@@ -88,8 +88,6 @@ async def test_a_worker_that_lost_its_run_does_not_take_it_back(settings: Settin
         await asyncio.Event().wait()
 
     with EventLog(database_url) as log:
-        from runs_es.log.decisions import Decisions
-
         decisions = Decisions(log)
         created = Run.create(run_id="r", thread_id="t", assistant_id="a", kwargs={"input": "wait"})
         born = Thread("t").create()
@@ -108,6 +106,27 @@ async def test_a_worker_that_lost_its_run_does_not_take_it_back(settings: Settin
         claims = log.reader.facts("t", topics=["run.claimed"])
         assert [fact.fact.claim_id for fact in claims][-1] == "other"  # type: ignore[attr-defined]
         assert len(claims) == 2
+
+
+async def test_only_the_first_claim_of_a_thread_does_not_wait_for_older_ones(database_url: str) -> None:
+    waited: list[int] = []
+    with EventLog(database_url) as log:
+        decisions = Decisions(log)
+
+        def born(run_id: str) -> Decide:
+            created = Run.create(run_id=run_id, thread_id="t", assistant_id="a", kwargs={"input": "quick"})
+            facts = created.pull_events()
+            return lambda thread, _: Decision(facts if thread.exists else [thread.create(), *facts])
+
+        def barrier(thread_id: str) -> None:
+            waited.append(len(log.reader.facts(thread_id, topics=["run.claimed"])))
+
+        worker = Worker(log, decisions, Scripted(quick=quick), barrier=barrier)
+        for run_id in ("first", "second", "third"):
+            await asyncio.to_thread(decisions.make, "t", born(run_id))
+            await worker.advance("t")
+        assert len(log.reader.facts("t", topics=["run.completed"])) == 3
+    assert waited == [2, 3]
 
 
 def test_a_refused_write_is_not_acknowledged_because_a_successor_recorded_the_same(database_url: str) -> None:

@@ -33,7 +33,7 @@ from runs_es.log.locks import thread_lock_key
 CheckpointPool = AsyncConnectionPool[AsyncConnection[DictRow]]
 
 _TRIES = 3
-_MAX_WAITING = 64  # writes, before a graph that is faster than the disk waits
+MAX_WAITING = 64  # writes, before a graph that is faster than the disk waits
 _COLLECT_SECONDS = 0.005  # a graph of short steps has several writes by then, and they cost as much as one
 _IDLE_SECONDS = 1.0  # a connection that was used since is not asked whether it lives
 
@@ -218,7 +218,7 @@ class FencedPostgresSaver(AsyncPostgresSaver):
         if self._writing is None:
             self._hurry.clear()
             self._writing = asyncio.create_task(self._write_waiting())
-        if not self._behind or len(self._waiting) >= _MAX_WAITING:
+        if not self._behind or len(self._waiting) >= MAX_WAITING:
             await self.flush()
 
     async def flush(self) -> None:
