@@ -62,7 +62,9 @@ class Sweep:
         """
         thread, _ = await blocking(self._decisions.look, job.thread_id)
         run = thread.in_flight
-        if run is not None and self._accepts(run) and await self._jobs.is_stalled(job):
+        if not await self._jobs.is_stalled(job):
+            return  # it is heard of again, as all are when the database comes back; or another sweep was faster
+        if run is not None and self._accepts(run):
             assert run.claim_id is not None
             with suppress(LeaseLost):
                 await blocking(self._lose, job, run.run_id, run.claim_id, run.worker_id)

@@ -168,6 +168,21 @@ async def test_a_run_that_another_has_claimed_meanwhile_is_left_to_him(settings:
     await within(settings, body, work=False)
 
 
+async def test_a_worker_that_is_heard_of_again_before_it_is_swept_keeps_its_run_and_its_job(settings: Settings) -> None:
+    async def body(store: Store) -> None:
+        born(store)
+        claimed(store, "slow")
+        job_in_hand(settings)
+        async with sweeping(store, settings) as (sweep, jobs):
+            (job,) = await jobs.stalled()
+            in_queue(settings, "update procrastinate_workers set last_heartbeat = now()")
+            await sweep._give_away(job)
+        assert requeued(store) == []
+        assert in_queue(settings, "select id, status::text from procrastinate_jobs") == [(job.id, "doing")]
+
+    await within(settings, body, work=False)
+
+
 async def test_an_external_workers_run_is_not_the_lost_workers_whose_job_the_thread_has(settings: Settings) -> None:
     async def body(store: Store) -> None:
         born(store)
