@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import random
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -22,7 +23,7 @@ from typing import Any
 import orjson
 import psycopg
 
-from runs_es.domain import TERMINAL_FACTS, TERMINAL_TOPICS, Recorded, RunClaimed, RunRequeued
+from runs_es.domain import TERMINAL_FACTS, TERMINAL_TOPICS, Recorded, RunClaimed, RunCompleted, RunCreated, RunRequeued
 from runs_es.log import codec
 from runs_es.log.event_log import EventLog
 from runs_es.log.pages import data_of, event_of
@@ -79,21 +80,38 @@ def pid_of(actor: str | None) -> int | None:
 
 
 class Fleet:
-    """`runs-es work`, so many at a time: whenever one is killed, another starts."""
+    """`runs-es work`, so many at a time: whenever one is killed, another starts. With `full`, nobody is killed while
+    one of them still starts.
+    """
 
-    def __init__(self, database_url: str, config: Path, env: Mapping[str, str], size: int, stack: ExitStack) -> None:
+    def __init__(
+        self,
+        database_url: str,
+        config: Path,
+        env: Mapping[str, str],
+        size: int,
+        stack: ExitStack,
+        *,
+        full: bool = False,
+    ) -> None:
         self._database_url = database_url
         self._options = ["--config", str(config)]
         self._env = env
         self._stack = stack
+        self._full = full
+        self._started = 0
         self.kills: list[tuple[float, int]] = []  # when, by the clock; whom
         self.processes = [self._start() for _ in range(size)]
 
     def _start(self) -> subprocess.Popen[bytes]:
+        self._started += 1
         return self._stack.enter_context(worker(self._database_url, self._options, self._env))
 
     def kill(self, victim: subprocess.Popen[bytes]) -> None:
         """kill -9, and another one."""
+        while self._full and workers_registered(self._database_url) < self._started:
+            assert all(each.poll() is None for each in self.processes)
+            threading.Event().wait(0.05)
         victim.kill()
         self.kills.append((time.time(), victim.pid))
         victim.wait(30)
@@ -103,6 +121,14 @@ class Fleet:
         """One that has a run in hand, where there is one; else any."""
         held = {pid_of(actor) for actor in holders(self._database_url)}
         return dice.choice([each for each in self.processes if each.pid in held] or self.processes)
+
+
+def workers_registered(database_url: str) -> int:
+    """How many have ever said that they work."""
+    with psycopg.connect(database_url) as connection:
+        row = connection.execute("select max(id) from runs_es_queue.procrastinate_workers").fetchone()
+    assert row is not None
+    return int(row[0] or 0)
 
 
 def holders(database_url: str) -> list[str]:
@@ -160,6 +186,7 @@ def _walk(log: EventLog, thread_id: str, story: Story) -> None:
     left: list[tuple[int, float, float]] = []  # claims that were let go and wait for the next
     ends = 0
     done: list[list[int]] = []  # [step, pid], as the state has it
+    steps = 0  # that it is to make
     claims: list[int] = []
     for row in _rows(log, thread_id):
         assert not (ends and row.topic.startswith("run.")), (thread_id, row.topic, "after the end")
@@ -177,7 +204,9 @@ def _walk(log: EventLog, thread_id: str, story: Story) -> None:
             continue
         fact = codec.decode(row.topic, row.state, thread_id)
         pid = pid_of(row.provenance.actor)
-        if isinstance(fact, RunClaimed):
+        if isinstance(fact, RunCreated):
+            steps = fact.kwargs["input"]["steps"]
+        elif isinstance(fact, RunClaimed):
             assert holder is None
             assert pid is not None
             story.claims += 1
@@ -186,6 +215,7 @@ def _walk(log: EventLog, thread_id: str, story: Story) -> None:
             claims.append(pid)
         elif isinstance(fact, (RunRequeued, *TERMINAL_FACTS)):
             ends += isinstance(fact, TERMINAL_FACTS)
+            assert not isinstance(fact, RunCompleted) or len(done) == steps, (thread_id, done)
             story.given_up += getattr(fact, "error_type", "") == "WorkerLost"
             if holder is not None:
                 left.append((*holder, at))

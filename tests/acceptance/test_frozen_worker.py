@@ -8,14 +8,14 @@ import random
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
-import psycopg
 import pytest
 
 from runs_es.log.event_log import EventLog
-from tests.acceptance.lost_workers import holders, pid_of, steps_config, story_of
+from tests.acceptance.lost_workers import holders, pid_of, steps_config, story_of, workers_registered
 from tests.acceptance.oracle import SEED, Client, Ledger, Tally, create, ended_well
 from tests.acceptance.server import Server
 from tests.acceptance.test_processes import worker
@@ -29,8 +29,9 @@ ENV = {
     "RUNS_ES_APPEND_WAIT_SECONDS": str(WAIT),
 }
 SLOW_MACHINE = 1.5  # seconds that a request may take there, when nothing is in its way
-# What stands in no other statement than the append in question.
-MARKERS = {"a page": b"event: custom", "facts": b'"interrupts":{}'}
+# What stands in no other statement than the write in question.
+MARKERS = {"a page": b"event: custom", "facts": b'"interrupts":{}', "a checkpoint": b'"source": "loop"'}
+MODES = ("values", "custom")  # the values tell which process saved which step
 
 
 @pytest.fixture
@@ -73,40 +74,42 @@ async def longest_waits(server: Server, client: Client) -> tuple[float, float]:
     return max(waits[0]), max(waits[1])
 
 
-def workers_registered(database_url: str) -> int:
-    with psycopg.connect(database_url) as connection:
-        row = connection.execute("select count(*) from runs_es_queue.procrastinate_workers").fetchone()
-    assert row is not None
-    return int(row[0])
+async def frozen_in_a_write(url: str, server: Server, config: Path, folder: Path, tally: Tally, what: str) -> None:
+    """Freeze a worker while the server holds its write open; wake it up when another has taken its run over.
 
-
-async def frozen_in_an_append(
-    url: str, server: Server, config: Path, folder: Path, tally: Tally, marker: bytes
-) -> None:
-    """Freeze a worker while the server holds its append open; wake it up when another has taken its run over."""
+    An append is open when the server has it all but for its end. A checkpoint is several statements: the server has the
+    thread's lock and the fence, and waits for the state.
+    """
     options = ["--config", str(config)]
     (folder / "s").mkdir()
     with HoldingProxy(url, folder / "s") as proxy, worker(proxy.url, options, ENV) as first:
         while await asyncio.to_thread(workers_registered, url) < 1:
             assert first.poll() is None
-        client = Client(await create(server.port, {"steps": 4, "frames": 20, "delay": 0.02}, modes=("custom",)))
+        client = Client(await create(server.port, {"steps": 4, "frames": 20, "delay": 0.02}, modes=MODES))
         following = asyncio.create_task(client.follow(server.port))
         await client.has(5)
-        proxy.hold(marker, lambda: os.kill(first.pid, signal.SIGSTOP))
+        stop = partial(os.kill, first.pid, signal.SIGSTOP)
+        proxy.hold(MARKERS[what], on_hold=stop, whole=what == "a checkpoint")
         assert await asyncio.to_thread(proxy.held.wait, 30)
         tally.faults["worker frozen"] += 1
         with worker(url, options, ENV) as second:
             others, own = await longest_waits(server, client)
+            begun = time.monotonic()
+            await client.has(len(client.events) + 1)  # the new attempt's first, once nobody writes for the old one
+            began = time.monotonic() - begun
             proxy.release()
             first.send_signal(signal.SIGCONT)
             await following
             await ended_well(server.port, client.path)
             second.kill()
             # Who woke up works on, on what he is given.
-            after = Client(await create(server.port, {"steps": 2, "frames": 3, "delay": 0.01}, modes=("custom",)))
+            after = Client(await create(server.port, {"steps": 2, "frames": 3, "delay": 0.01}, modes=MODES))
             await after.follow(server.port)
         assert first.poll() is None
-    tally.measured = f"others waited at most {others:.2f} s, on the same thread {own:.2f} s"
+    tally.measured = (
+        f"others waited at most {others:.2f} s, on the same thread {own:.2f} s;"
+        f" attempt 2 showed something {began:.2f} s after it was announced"
+    )
     await tally.check(server.port, client, after)
     with EventLog(url) as log:
         story = story_of(log, [of(client), of(after)])
@@ -120,7 +123,7 @@ async def test_a_worker_frozen_while_it_ends_a_run_holds_nobody_up_and_writes_no
     database_url: str, server: Server, config: Path, folder: Path, ledger: Ledger
 ) -> None:
     tally = ledger.tally("worker frozen in the append of facts", 0)
-    await frozen_in_an_append(database_url, server, config, folder, tally, MARKERS["facts"])
+    await frozen_in_a_write(database_url, server, config, folder, tally, "facts")
 
 
 @pytest.mark.faults
@@ -129,7 +132,16 @@ async def test_a_worker_frozen_while_it_writes_a_page_holds_nobody_up_and_writes
     database_url: str, server: Server, config: Path, folder: Path, ledger: Ledger
 ) -> None:
     tally = ledger.tally("worker frozen in the append of a page", 0)
-    await frozen_in_an_append(database_url, server, config, folder, tally, MARKERS["a page"])
+    await frozen_in_a_write(database_url, server, config, folder, tally, "a page")
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(90)
+async def test_a_worker_frozen_while_it_saves_a_checkpoint_holds_nobody_up_and_writes_nothing_more(
+    database_url: str, server: Server, config: Path, folder: Path, ledger: Ledger
+) -> None:
+    tally = ledger.tally("worker frozen in the middle of a checkpoint", 0)
+    await frozen_in_a_write(database_url, server, config, folder, tally, "a checkpoint")
 
 
 @pytest.mark.faults
@@ -146,7 +158,7 @@ async def test_workers_frozen_at_random_moments_past_their_lease_write_nothing_m
         processes = {one.pid: one, two.pid: two}
         for _ in range(10):
             given = {"steps": 6, "frames": 60, "delay": 0.005}
-            new = [Client(await create(server.port, given, modes=("custom",))) for _ in range(4)]
+            new = [Client(await create(server.port, given, modes=MODES)) for _ in range(4)]
             following = [asyncio.create_task(each.follow(server.port)) for each in new]
             await new[0].has(dice.randint(10, 150))
             held = [pid_of(actor) for actor in await asyncio.to_thread(holders, database_url)]

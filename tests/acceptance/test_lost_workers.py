@@ -102,11 +102,13 @@ def told(story: Story, fleet: Fleet) -> str:
     )
 
 
-async def lose_workers(url: str, server: Server, config: Path, tally: Tally, *, runs: int, kills: int) -> Story:
-    """The whole scenario; what the log says of it."""
+async def lose_workers(
+    url: str, server: Server, config: Path, tally: Tally, *, runs: int, kills: int, full: bool = False
+) -> Story:
+    """The whole scenario; what the log says of it. With `full`, each worker is there before the next is killed."""
     dice = random.Random(tally.seed)
     with ExitStack() as stack:
-        fleet = await asyncio.to_thread(Fleet, url, config, ENV, WORKERS, stack)
+        fleet = await asyncio.to_thread(Fleet, url, config, ENV, WORKERS, stack, full=full)
         crowd = Crowd(server.port, dice)
         await kill_over_and_over(fleet, crowd, dice, runs=runs, kills=kills)
     tally.faults["worker killed"] += len(fleet.kills)
@@ -129,10 +131,19 @@ async def test_eight_kills_of_three_workers_leave_every_run_with_one_end_and_no_
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 async def test_two_hundred_kills_of_three_workers_over_five_hundred_runs(
     database_url: str, server: Server, config: Path, ledger: Ledger
 ) -> None:
     tally = ledger.tally("kill -9 of one of three workers", SEED)
-    story = await lose_workers(database_url, server, config, tally, runs=500, kills=200)
+    story = await lose_workers(database_url, server, config, tally, runs=500, kills=200, full=True)
     assert story.claims > 550
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+async def test_kills_that_come_faster_than_workers_start_lose_nothing(
+    database_url: str, server: Server, config: Path, ledger: Ledger
+) -> None:
+    tally = ledger.tally("kill -9 before the last one's successor is there", SEED)
+    await lose_workers(database_url, server, config, tally, runs=100, kills=60)

@@ -16,7 +16,7 @@ CHUNK = 65536
 
 class CuttingProxy:
     """Listens on a unix socket of its own. Once `arm` was called, the next connection on which the client sends a
-    statement containing `marker` loses the reply: the server executes it, the client sees the connection die.
+    statement containing all `markers` loses the reply: the server executes it, the client sees the connection die.
     """
 
     def __init__(self, url: str, folder: Path) -> None:
@@ -26,7 +26,7 @@ class CuttingProxy:
         self.url = conninfo.make_conninfo(url, host=str(folder))
         self.cuts = 0
         self.before_cut: Callable[[], object] = lambda: None
-        self._armed: bytes | None = None
+        self._armed: tuple[bytes, ...] = ()
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(folder / f".s.PGSQL.{port}"))
         self._listener.listen(16)
@@ -34,9 +34,9 @@ class CuttingProxy:
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
 
-    def arm(self, marker: bytes) -> None:
-        """Cut the connection that sends `marker`, once, after the server has answered."""
-        self._armed = marker
+    def arm(self, *markers: bytes) -> None:
+        """Cut the connection that sends all `markers` at once, one time, after the server has answered."""
+        self._armed = markers
 
     def __enter__(self) -> CuttingProxy:
         return self
@@ -63,13 +63,17 @@ class CuttingProxy:
     def _upstream(self, client: socket.socket, server: socket.socket, cut: threading.Event) -> None:
         try:
             while data := client.recv(CHUNK):
-                if self._armed is not None and self._armed in data:
-                    self._armed = None
-                    cut.set()
-                server.sendall(data)
+                server.sendall(self._sent(data, server, cut))
         except OSError:
             pass
         cut_off(server)
+
+    def _sent(self, data: bytes, _: socket.socket, cut: threading.Event) -> bytes:
+        """What of this the server is still to get. Raises ConnectionError when it is to get nothing more."""
+        if marked(data, self._armed):
+            self._armed = ()
+            cut.set()
+        return data
 
     def _downstream(self, server: socket.socket, client: socket.socket, cut: threading.Event) -> None:
         try:
@@ -84,6 +88,10 @@ class CuttingProxy:
             pass
         cut_off(client)
         cut_off(server)
+
+
+def marked(data: bytes, markers: tuple[bytes, ...]) -> bool:
+    return bool(markers) and all(marker in data for marker in markers)
 
 
 def cut_off(each: socket.socket) -> None:
