@@ -7,6 +7,7 @@ HOST   ?= 127.0.0.1
 PORT   ?= 2024
 CONFIG ?=
 SEED   ?= 100
+ONLY   ?=
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_ROOT_USER_ACTION = ignore
 
@@ -51,8 +52,8 @@ $(VENV)/.bench: $(STAMP)
 	@$(BIN)/python -m pip install -qq --group bench
 	@touch $@
 
-faults: install ## The long fault suite: kills, cuts, stalls, a full disk, seeded (SEED=100)
-	@FAULTS_SEED=$(SEED) $(BIN)/python -m pytest -m faults tests/acceptance tests/projections
+faults: install ## The long fault suite: kills, cuts, stalls, a full disk, seeded (SEED=100). ONLY="thousand_runs" for some
+	@FAULTS_SEED=$(SEED) $(BIN)/python -m pytest -m faults tests/acceptance tests/projections $(if $(ONLY),-k "$(ONLY)")
 
 wheel: install ## Build through the sdist, install into an empty environment, start the server from there
 	@$(BIN)/python -m tests.wheel

@@ -139,9 +139,10 @@ class Tally:
 
     def __str__(self) -> str:
         faults = ", ".join(f"{count} {kind}" for kind, count in sorted(self.faults.items()))
+        made = f"{faults} | " if faults else ""
         asked = f"{self.requests} requests, 0 failed, " if self.requests else ""
         return (
-            f"{self.name} | seed {self.seed} | {faults} | {asked}{self.runs} runs, {self.events} events checked"
+            f"{self.name} | seed {self.seed} | {made}{asked}{self.runs} runs, {self.events} events checked"
             f" | {self.lost} lost, {self.repeated} repeated, {self.reordered} reordered"
             f"{self.measured and f' | {self.measured}'}"
         )
