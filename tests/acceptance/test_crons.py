@@ -21,7 +21,7 @@ from langgraph_sdk import get_client
 from langgraph_sdk.client import LangGraphClient
 from langgraph_sdk.errors import NotFoundError, UnprocessableEntityError
 
-from runs_es.domain import CronFired, CronSkipped, RunCreated, cron_thread
+from runs_es.domain import TERMINAL_TOPICS, CronFired, CronSkipped, RunCreated, cron_thread
 from runs_es.log import codec
 from runs_es.service.schedule import Schedule
 from tests.acceptance.oracle import SEED, Ledger, Tally
@@ -72,6 +72,9 @@ class Story:
             runs = connection.execute(
                 "select thread_id, state from runs_es.events_facts where topic = 'run.created' order by position"
             ).fetchall()
+            ends = connection.execute(
+                "select run_id from runs_es.events_facts where topic = any(%s)", (list(TERMINAL_TOPICS),)
+            ).fetchall()
             keys = connection.execute(
                 "select idem_key from runs_es.events_facts where idem_key like %s", (f"cron:{cron_id}:%",)
             ).fetchall()
@@ -82,6 +85,7 @@ class Story:
         self.created = [
             fact for fact in created if isinstance(fact, RunCreated) and fact.metadata.get("cron_id") == cron_id
         ]
+        self.ends = Counter(run_id for (run_id,) in ends)
         self.keyed = Counter(key.split(":", 2)[2] for (key,) in keys)
 
     @property
@@ -105,6 +109,7 @@ class Story:
         # The newest may have its run already, and not its fact yet.
         assert [fact.run_id for fact in self.created if fact.run_id in fired] == fired
         assert len(self.created) == len(self.keyed)
+        assert set(self.ends.values()) == {1}, "a run ended twice"
 
 
 # --- the SDK ---
@@ -312,6 +317,18 @@ async def fired(database_url: str, crons: list[tuple[str, str]], more: int) -> N
     await eventually(enough, 90)
 
 
+async def all_ended(database_url: str, crons: list[tuple[str, str]]) -> None:
+    """Wait until the runs that were fired by now have ended."""
+    stories = [await asyncio.to_thread(Story, database_url, cron_id) for cron_id, _ in crons]
+    runs = {fact.run_id for story in stories for fact in story.fired}
+
+    async def ended() -> bool:
+        story = await asyncio.to_thread(Story, database_url, crons[0][0])
+        return runs <= story.ends.keys()
+
+    await eventually(ended, 60)
+
+
 async def killed(database_url: str, tally: Tally, kills: int) -> None:
     """Two servers share crons; one or both are killed at random moments, and started again."""
     dice = random.Random(tally.seed)
@@ -329,6 +346,7 @@ async def killed(database_url: str, tally: Tally, kills: int) -> None:
             for victim in victims:
                 await asyncio.to_thread(victim.start)
             await fired(database_url, crons, 2)
+        await all_ended(database_url, crons)
     for cron_id, schedule in crons:
         story = Story(database_url, cron_id)
         story.check(schedule)
