@@ -80,25 +80,13 @@ def pid_of(actor: str | None) -> int | None:
 
 
 class Fleet:
-    """`runs-es work`, so many at a time: whenever one is killed, another starts. With `full`, nobody is killed while
-    one of them still starts.
-    """
+    """`runs-es work`, so many at a time: whenever one is killed, another starts."""
 
-    def __init__(
-        self,
-        database_url: str,
-        config: Path,
-        env: Mapping[str, str],
-        size: int,
-        stack: ExitStack,
-        *,
-        full: bool = False,
-    ) -> None:
+    def __init__(self, database_url: str, config: Path, env: Mapping[str, str], size: int, stack: ExitStack) -> None:
         self._database_url = database_url
         self._options = ["--config", str(config)]
         self._env = env
         self._stack = stack
-        self._full = full
         self._started = 0
         self.kills: list[tuple[float, int]] = []  # when, by the clock; whom
         self.processes = [self._start() for _ in range(size)]
@@ -109,13 +97,16 @@ class Fleet:
 
     def kill(self, victim: subprocess.Popen[bytes]) -> None:
         """kill -9, and another one."""
-        while self._full and workers_registered(self._database_url) < self._started:
-            assert all(each.poll() is None for each in self.processes)
-            threading.Event().wait(0.05)
         victim.kill()
         self.kills.append((time.time(), victim.pid))
         victim.wait(30)
         self.processes[self.processes.index(victim)] = self._start()
+
+    def wait_until_full(self) -> None:
+        """Until none of them still starts."""
+        while workers_registered(self._database_url) < self._started:
+            assert all(each.poll() is None for each in self.processes)
+            threading.Event().wait(0.05)
 
     def choose(self, dice: random.Random) -> subprocess.Popen[bytes]:
         """One that has a run in hand, where there is one; else any."""

@@ -81,15 +81,18 @@ class Crowd:
         await asyncio.gather(*self._following)
 
 
-async def kill_over_and_over(fleet: Fleet, crowd: Crowd, dice: random.Random, *, runs: int, kills: int) -> None:
+async def kill_over_and_over(
+    fleet: Fleet, crowd: Crowd, dice: random.Random, *, runs: int, kills: int, full: bool
+) -> None:
     """So many kills, spread evenly over so many runs: the next at most `most` events later."""
-    most, at_once = 2 * EVENTS_OF_A_RUN * runs // kills, 20
-    await crowd.start(min(runs, at_once))
+    most, at_once = (1 if full else 2) * EVENTS_OF_A_RUN * runs // kills, 20
     for kill in range(kills):
+        if full:
+            await asyncio.to_thread(fleet.wait_until_full)
+        due = at_once + (runs - at_once) * kill // max(kills - 1, 1)
+        await crowd.start(max(min(runs, due) - len(crowd.clients), 0))
         await crowd.seen(dice.randint(1, most))
         await asyncio.to_thread(lambda: fleet.kill(fleet.choose(dice)))
-        due = at_once + (runs - at_once) * (kill + 1) // kills
-        await crowd.start(max(min(runs, due) - len(crowd.clients), 0))
     await crowd.ended()
 
 
@@ -108,9 +111,9 @@ async def lose_workers(
     """The whole scenario; what the log says of it. With `full`, each worker is there before the next is killed."""
     dice = random.Random(tally.seed)
     with ExitStack() as stack:
-        fleet = await asyncio.to_thread(Fleet, url, config, ENV, WORKERS, stack, full=full)
+        fleet = await asyncio.to_thread(Fleet, url, config, ENV, WORKERS, stack)
         crowd = Crowd(server.port, dice)
-        await kill_over_and_over(fleet, crowd, dice, runs=runs, kills=kills)
+        await kill_over_and_over(fleet, crowd, dice, runs=runs, kills=kills, full=full)
     tally.faults["worker killed"] += len(fleet.kills)
     await tally.check(server.port, *crowd.clients)
     with EventLog(url) as log:
