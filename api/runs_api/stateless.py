@@ -37,6 +37,8 @@ async def create_stateless_run(body: StatelessRunBody, edge: EdgeOf, caller: Cal
 async def create_stateless_runs(body: Batch, edge: EdgeOf, caller: CallerOf) -> Response:
     """All are checked before the first is recorded; each is then recorded by itself, in the order given."""
     commands = [stateless(each, caller, edge.store.registry) for each in body]
+    for command in commands:
+        edge.store.service.check(command)
     return Json([run_body(await Delivery(edge, caller).created(command)) for command in commands])
 
 

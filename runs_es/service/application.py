@@ -96,6 +96,15 @@ class RunsApplicationService:
         """Record a run and have it executed. Raises ThreadNotFound; ConflictError for `reject` on a busy thread."""
         return await self._call(self._create, command)
 
+    def check(self, command: CreateRunCommand) -> None:
+        """Raise what a creation is refused for whatever its thread: LimitExceeded, ValueError. Records nothing."""
+        if not 0 <= command.after_seconds <= MAX_AFTER_SECONDS:
+            raise LimitExceeded(f"after_seconds must be between 0 and {MAX_AFTER_SECONDS}")
+        Timeouts.of(command.config)
+        priority_of(command.config)
+        if (webhook := command.options.get("webhook")) is not None:
+            self.check_webhook(webhook)
+
     def create_now(self, command: CreateRunCommand) -> RunSnapshot:
         """As `create_background`, for callers without an event loop: it blocks."""
         return self._create(command)
@@ -206,12 +215,7 @@ class RunsApplicationService:
     # --- the synchronous halves ---
 
     def _create(self, command: CreateRunCommand) -> RunSnapshot:
-        if not 0 <= command.after_seconds <= MAX_AFTER_SECONDS:
-            raise LimitExceeded(f"after_seconds must be between 0 and {MAX_AFTER_SECONDS}")
-        Timeouts.of(command.config)
-        if (webhook := command.options.get("webhook")) is not None:
-            self.check_webhook(webhook)
-        priority_of(command.config)
+        self.check(command)
         thread_id = command.thread_id or new_id()
         run_id = command.run_id or new_id()
 

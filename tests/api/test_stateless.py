@@ -69,7 +69,11 @@ async def test_a_batch_is_recorded_in_order_or_not_at_all(client: httpx.AsyncCli
     assert results == [{"n": 0}, {"n": 1}, {"n": 2}]
     assert len({run["thread_id"] for run in runs}) == 3
     before = store.log.reader.last_position()
-    for wrong in ({**body(), "on_completion": "burn"}, {**body(), "command": {"resume": "x"}}):
+    for wrong in (
+        {**body(), "on_completion": "burn"},
+        {**body(), "command": {"resume": "x"}},
+        {**body(), "webhook": "http://10.0.0.1/"},
+    ):
         refused = await client.post("/runs/batch", json=[body(), wrong])
         assert refused.status_code in (400, 422)
     assert (await client.post("/runs/batch", json=[])).status_code == 422
