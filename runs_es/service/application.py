@@ -370,8 +370,15 @@ def _with_questions(values: Any, run: Run) -> Any:
     asked = [question for questions in run.interrupts.values() for question in questions]
     if not asked or not isinstance(values, dict) or values == {}:
         return values
-    shown = {question.get("id"): question for question in values.get("__interrupt__") or ()}
-    return {**values, "__interrupt__": [shown.get(question["id"], question) for question in asked]}
+    # Agents that are not LangGraph's may ask without an id, and show what they like.
+    listed = values.get("__interrupt__")
+    shown = {key: each for each in listed if (key := _key(each))} if isinstance(listed, list) else {}
+    return {**values, "__interrupt__": [shown.get(_key(question), question) for question in asked]}
+
+
+def _key(question: Any) -> str:
+    key = question.get("id") if isinstance(question, dict) else None
+    return key if isinstance(key, str) else ""
 
 
 def _provenances(facts: Sequence[Fact], run_id: str, provenance: Provenance) -> list[Provenance]:

@@ -62,6 +62,17 @@ async def test_a_run_in_the_background_answers_at_once_and_says_where_it_is(clie
     assert run["multitask_strategy"] == "enqueue"
 
 
+@pytest.mark.parametrize("shown", [{}, {"__interrupt__": "what?"}, {"__interrupt__": ["what?", {"id": [1]}]}])
+@pytest.mark.parametrize("question", [{"value": "what?"}, {"id": [1], "value": "what?"}, {"id": "i", "value": "what?"}])
+async def test_the_result_of_a_pause_has_its_questions_however_the_agent_wrote_them(
+    client: httpx.AsyncClient, question: dict[str, Any], shown: dict[str, Any]
+):
+    thread = await new_thread(client)
+    asked = body(frames=[["values", {"n": 1, **shown}]], interrupts={"task": [question]})
+    answer = await client.post(f"/threads/{thread}/runs/wait", json=asked)
+    assert answer.json() == {"n": 1, "__interrupt__": [question]}
+
+
 async def test_a_stream_has_every_event_with_its_id_and_ends_with_end(client: httpx.AsyncClient):
     thread = await new_thread(client)
     answer = await client.post(f"/threads/{thread}/runs/stream", json=body(frames=FRAMES))
