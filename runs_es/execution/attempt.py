@@ -20,6 +20,7 @@ from runs_es.domain import (
     now,
 )
 from runs_es.execution.blocking import blocking
+from runs_es.execution.protocol import refuse_reserved
 from runs_es.execution.recording import Keyed, KnownMessages
 from runs_es.log.append import Appended, FactItem
 from runs_es.log.event_log import EventLog
@@ -87,7 +88,8 @@ class Attempt:
         return self._is_full
 
     async def publish(self, event: str, data: Any) -> None:
-        """Stream one frame; waits only when too much is not yet committed. Raises LeaseLost, LimitExceeded."""
+        """Stream one frame; waits only when too much is not yet committed. Raises as in the protocol, LimitExceeded."""
+        refuse_reserved(event)
         encoded = data if isinstance(data, bytes) else orjson.dumps(data, option=_OPTIONS)
         body = frame(event, encoded)
         if len(body) > self._log.max_event_bytes:

@@ -12,6 +12,15 @@ from typing import Any, Protocol
 
 from runs_es.domain import Run
 
+# What the store says in a stream by itself: a client that reads one of them from an agent would take it for that.
+RESERVED = frozenset({"metadata", "error", "end", "gap"})
+
+
+def refuse_reserved(event: str) -> None:
+    """Raises ValueError for an event, or a subgraph's (`end|child:1`), that no agent may send."""
+    if event.partition("|")[0] in RESERVED:
+        raise ValueError(f"event {event!r} is the store's own; choose another name")
+
 
 class RetryableError(Exception):
     """Raise it, or a subclass, for what may pass: the run is tried again after a pause, while attempts are left."""
@@ -49,7 +58,8 @@ class ActiveRun(Protocol):
         """Stream one frame. `data` is anything orjson can encode, or bytes that are JSON on one line already.
 
         Returns once the frame is queued; waits only when `publish_buffer_bytes` are not yet committed.
-        Raises `LeaseLost` once the run belongs to somebody else or was cancelled.
+        Raises `LeaseLost` once the run belongs to somebody else or was cancelled, ValueError for an event of the
+        store's own (`metadata`, `error`, `end`, `gap`).
         """
 
     async def record_message(self, message: Mapping[str, Any]) -> None:

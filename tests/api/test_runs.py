@@ -62,6 +62,17 @@ async def test_a_run_in_the_background_answers_at_once_and_says_where_it_is(clie
     assert run["multitask_strategy"] == "enqueue"
 
 
+@pytest.mark.parametrize("event", ["end", "error", "metadata", "gap", "end|child:1"])
+async def test_an_agent_that_says_what_is_the_stores_to_say_fails_and_its_stream_ends_once(
+    client: httpx.AsyncClient, event: str
+):
+    thread = await new_thread(client)
+    answer = await client.post(f"/threads/{thread}/runs/stream", json=body(frames=[[event, {}]]))
+    events = events_of(answer.text)
+    assert [each["event"] for each in events] == ["metadata", "error", "end"]
+    assert "choose another name" in events[1]["data"]
+
+
 @pytest.mark.parametrize("shown", [{}, {"__interrupt__": "what?"}, {"__interrupt__": ["what?", {"id": [1]}]}])
 @pytest.mark.parametrize("question", [{"value": "what?"}, {"id": [1], "value": "what?"}, {"id": "i", "value": "what?"}])
 async def test_the_result_of_a_pause_has_its_questions_however_the_agent_wrote_them(

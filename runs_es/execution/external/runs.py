@@ -37,6 +37,7 @@ from runs_es.domain import (
 from runs_es.execution.external.leases import Leases
 from runs_es.execution.external.names import ExternalAssistants
 from runs_es.execution.external.values import Claimed, Content, Ending, Refused, Stated, Written
+from runs_es.execution.protocol import refuse_reserved
 from runs_es.execution.recording import KnownMessages
 from runs_es.execution.worker import Claim, Restore, WorkerLimits, decision
 from runs_es.log.append import Append, FactItem, PageItem
@@ -48,8 +49,6 @@ from runs_es.log.run_writer import MAX_PAGE_BYTES
 
 KEPT_CLAIMS = 4096
 _TRIES = 3
-# What the store says in a stream by itself.
-RESERVED = frozenset({"metadata", "error", "end", "gap"})
 
 
 @dataclass(slots=True)
@@ -231,8 +230,7 @@ class ExternalRuns:
     def _bodies(self, frames: Sequence[tuple[str, bytes]]) -> list[bytes]:
         bodies = []
         for event, data in frames:
-            if event.partition("|")[0] in RESERVED:
-                raise ValueError(f"event {event!r} is the store's own; choose another name")
+            refuse_reserved(event)
             body = frame(event, data)
             if len(body) > self._log.max_event_bytes:
                 raise LimitExceeded(
