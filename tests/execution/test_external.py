@@ -1,12 +1,15 @@
-"""External workers' writes when it is the database whose acknowledgement is lost."""
+"""External workers: a database whose acknowledgement is lost, and leases when two act at the same moment."""
 
 from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from runs_es.domain import Run
 from runs_es.domain.values import RunStatus
-from runs_es.execution.external import Content, Ending, ExternalAssistants, ExternalRuns, Stated
+from runs_es.execution.external import Claimed, Content, Ending, ExternalAssistants, ExternalRuns, LeaseSweep, Stated
 from runs_es.log.decisions import Decision, Decisions
 from runs_es.log.event_log import EventLog
 from runs_es.log.run_writer import MAX_PAGE_BYTES
@@ -60,3 +63,101 @@ def test_a_write_whose_acknowledgement_was_lost_has_landed_once(database_url: st
     assert sum(len(row.bodies) for row in pages) == len(content.frames)
     assert all(len(b"".join(row.bodies)) <= MAX_PAGE_BYTES + 100 for row in pages)
     assert topics[-1] == "run.completed"
+
+
+def external_over(log: EventLog) -> tuple[ExternalRuns, LeaseSweep]:
+    """What a server has for external workers, without anything that runs by itself."""
+    decisions = Decisions(log)
+    external = ExternalRuns(
+        log, decisions, ExternalAssistants(["parrot"], str), waiting=lambda _: ["t1"], wake=lambda _: None
+    )
+    return external, LeaseSweep(log, decisions, wake=lambda _: None, interval=60)
+
+
+def expire(log: EventLog) -> None:
+    with log.reader.connection() as connection:
+        connection.execute("update leases set ends_at = now() - interval '1 second'")
+
+
+def status(log: EventLog) -> RunStatus:
+    run = Run.fold(each.fact for each in log.reader.run_facts("r1"))
+    assert run is not None
+    return run.status
+
+
+def test_a_server_that_stood_still_before_its_claim_landed_leaves_no_run_that_nobody_watches(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with EventLog(database_url) as log:
+        pending_run(Decisions(log))
+        external, sweep = external_over(log)
+        grant = external.leases.grant
+
+        def stood_still(claim_id: str, **fields: Any) -> Any:
+            granted = grant(claim_id, **fields)
+            monkeypatch.setattr(external.leases, "grant", grant)
+            expire(log)
+            sweep.sweep()
+            return granted
+
+        monkeypatch.setattr(external.leases, "grant", stood_still)
+        claim = external.claim({"parrot"}, "w", 30)
+        assert claim is not None
+        assert claim.lease_until > datetime.now(UTC)
+        expire(log)  # its worker had gone long ago
+        sweep.sweep()
+        assert status(log) is RunStatus.PENDING
+
+
+def test_of_two_equal_claims_through_two_servers_neither_takes_the_lease_from_the_other(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with EventLog(database_url) as log, EventLog(database_url) as other_log:
+        pending_run(Decisions(log))
+        (external, sweep), (other, _) = external_over(log), external_over(other_log)
+        first: list[Claimed | None] = []
+        grant = external.leases.grant
+
+        def overtaken(claim_id: str, **fields: Any) -> Any:
+            granted = grant(claim_id, **fields)
+            monkeypatch.setattr(external.leases, "grant", grant)
+            first.append(other.claim({"parrot"}, "w", 30, claim_id))
+            return granted
+
+        monkeypatch.setattr(external.leases, "grant", overtaken)
+        assert external.claim({"parrot"}, "w", 30, "the-same-claim-id") is None
+        again = external.claim({"parrot"}, "w", 30, "the-same-claim-id")
+        assert first[0] is not None
+        assert again is not None
+        assert again.claim_id == first[0].claim_id
+        expire(log)
+        sweep.sweep()
+        assert status(log) is RunStatus.PENDING
+
+
+@pytest.mark.parametrize("word", ["append", "renew"])
+def test_a_word_that_a_cancel_overtook_does_not_lengthen_the_grace(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    with EventLog(database_url) as log:
+        decisions = Decisions(log)
+        pending_run(decisions)
+        external, sweep = external_over(log)
+        claim = external.claim({"parrot"}, "w", 3600)
+        assert claim is not None
+        extend = external.leases.extend
+
+        def overtaken(*arguments: Any, **fields: Any) -> Any:
+            decisions.make("t1", lambda thread, _: Decision(thread.cancel("r1")))
+            sweep.sweep()
+            return extend(*arguments, **fields)
+
+        monkeypatch.setattr(external.leases, "extend", overtaken)
+        stated = Stated("r1", claim.claim_id, claim.fence, claim.frames)
+        if word == "append":
+            assert external.append(stated, Content(frames=FRAMES[2:])).lease_until is None
+        else:
+            assert external.renew(stated)[1] == "interrupt"
+        until = external.leases.until(claim.claim_id)
+        assert until is not None
+        assert until < datetime.now(UTC) + timedelta(seconds=60)

@@ -15,12 +15,13 @@ insert into leases (claim_id, thread_id, run_id, worker_id, seconds, ends_at, de
 values (%(claim)s, %(thread)s, %(run)s, %(worker)s, %(seconds)s, now() + make_interval(secs => %(seconds)s::float8),
         now() + make_interval(secs => %(left)s::float8), %(idle)s, now())
 on conflict (claim_id) do update set ends_at = excluded.ends_at, active_at = excluded.active_at
- where (leases.thread_id, leases.run_id) = (excluded.thread_id, excluded.run_id)
+ where (leases.thread_id, leases.run_id) = (excluded.thread_id, excluded.run_id) and leases.ends_at > '-infinity'
+returning ends_at, active_at
 """
 _EXTEND = """
 update leases set ends_at = greatest(ends_at, now() + make_interval(secs => seconds)),
                   active_at = case when %s then now() else active_at end
- where claim_id = %s and ends_at > '-infinity' returning ends_at
+ where claim_id = %s and ends_at > '-infinity' and coalesce(fence, 0) <= %s returning ends_at
 """
 _SHORTEN = """
 update leases set fence = %(fence)s,
@@ -37,6 +38,14 @@ select l.claim_id, l.thread_id, l.run_id, l.worker_id, l.ends_at < now(),
     or h.fence is distinct from l.fence
  order by l.ends_at
 """
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A lease as one request made it: `at` tells it from what others with the same claim id make of it since."""
+
+    until: datetime
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +76,14 @@ class Leases:
         seconds: float,
         left: float | None,
         idle: float | None,
-    ) -> bool:
-        """A lease from now on, for a claim that is about to be made; False when its id is that of another run's claim.
+    ) -> Granted | None:
+        """A lease from now on, for a claim that is about to be made or has just been; None when its id is that of
+        another run's claim, or it is being taken away.
 
         `left` are the seconds until the run's time is up, `idle` those of silence that end it.
         """
         with self._reader.connection() as connection:
-            granted = connection.execute(
+            row = connection.execute(
                 _GRANT,
                 {
                     "claim": claim_id,
@@ -84,13 +94,15 @@ class Leases:
                     "left": left,
                     "idle": idle,
                 },
-            )
-            return granted.rowcount == 1
+            ).fetchone()
+        return Granted(*row) if row else None
 
-    def extend(self, claim_id: str, *, wrote: bool) -> datetime | None:
-        """From now on once more; until when. None when there is no such lease, or it is being taken away."""
+    def extend(self, claim_id: str, fence: int, *, wrote: bool) -> datetime | None:
+        """From now on once more, for who was found to hold the claim under this fence; until when. None when there is
+        no such lease, it is being taken away, or a sweep has seen a higher fence: it may have shortened it.
+        """
         with self._reader.connection() as connection:
-            row = connection.execute(_EXTEND, (wrote, claim_id)).fetchone()
+            row = connection.execute(_EXTEND, (wrote, claim_id, fence)).fetchone()
         return row[0] if row else None
 
     def looked_at(self, claim_id: str, fence: int, *, grace: float | None = None) -> datetime | None:
@@ -120,6 +132,16 @@ class Leases:
                 "update leases set ends_at = '-infinity' where claim_id = %s and ends_at < now()", (claim_id,)
             )
             return taken.rowcount == 1
+
+    def give_back(self, claim_id: str, granted: Granted) -> None:
+        """The claim that it was granted for was not made: unless another request with this id has taken it up."""
+        with self._reader.connection() as connection:
+            connection.execute("delete from leases where claim_id = %s and active_at = %s", (claim_id, granted.at))
+
+    def drop_expired(self, claim_id: str) -> None:
+        """Nobody holds the claim: unless it has landed just now, which renews the lease."""
+        with self._reader.connection() as connection:
+            connection.execute("delete from leases where claim_id = %s and ends_at < now()", (claim_id,))
 
     def drop(self, claim_id: str) -> None:
         """The claim has come to its end."""

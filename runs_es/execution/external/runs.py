@@ -34,7 +34,7 @@ from runs_es.domain import (
     WriteConflict,
     now,
 )
-from runs_es.execution.external.leases import Leases
+from runs_es.execution.external.leases import Granted, Leases
 from runs_es.execution.external.names import ExternalAssistants
 from runs_es.execution.external.values import Claimed, Content, Ending, Refused, Stated, Written
 from runs_es.execution.protocol import refuse_reserved
@@ -125,11 +125,15 @@ class ExternalRuns:
             lambda run: run.status is RunStatus.PENDING and run.assistant_id in assistant_ids,
         )
 
-        granted: list[str] = []
+        granted: list[Granted] = []
+
+        def give_back() -> None:
+            while granted:
+                self.leases.give_back(claim_id, granted.pop())
 
         def grant() -> None:
-            self._grant(claim, seconds)
-            granted[:] = [claim_id]
+            give_back()  # of the try before, which may have been for another run
+            granted.append(self._grant(claim, seconds))
 
         def decide(thread: Thread, head: Head) -> Decision:
             decided = claim.decide(thread, head)
@@ -146,8 +150,7 @@ class ExternalRuns:
                 provenance=Provenance(actor=f"worker:{worker_id}"),
             )
             if decided.appended is None or claim.run is None:
-                if granted:
-                    self.leases.drop(claim_id)
+                give_back()
                 return None
             if not decided.appended.current:
                 return None  # its acknowledgement was lost: the lease ends by itself
@@ -156,10 +159,12 @@ class ExternalRuns:
             self._settled(thread_id)  # it only had to be ended: the next one
         known = _Known(thread_id, claim.run, decided.appended.fence, worker_id)
         self._keep(claim_id, known)
-        until = self.leases.until(claim_id) or datetime.now(UTC)
+        # Again, now that the claim is in the log: where this process stood still between, the lease may have ended, or
+        # another request with the same id has given it back. No claim is to be without one.
+        until = self._grant(claim, seconds).until
         return Claimed(claim.run, claim_id, known.fence, decided.appended.frames, until)
 
-    def _grant(self, claim: Claim, seconds: float) -> None:
+    def _grant(self, claim: Claim, seconds: float) -> Granted:
         run = claim.run
         assert run is not None
         timeouts = _timeouts(run, self._limits.timeouts)
@@ -173,8 +178,9 @@ class ExternalRuns:
             left=left,
             idle=timeouts.idle,
         )
-        if not granted:
-            raise Refused(f"claim {claim.claim_id} is being made by another request", "lost")
+        if granted is None:
+            raise Refused(f"claim {claim.claim_id} is being made by another request, or was lost at once", "lost")
+        return granted
 
     def _claimed_before(self, claim_id: str) -> Claimed | None:
         """The claim that an earlier request with this id made, if it did."""
@@ -223,7 +229,7 @@ class ExternalRuns:
                 if attempt == _TRIES - 1:
                     raise
                 continue
-            until = self.leases.extend(stated.claim_id, wrote=True)
+            until = self.leases.extend(stated.claim_id, known.fence, wrote=True)
             return Written(known.fence, stated.frames + len(bodies), appended.last_seq, until)
         raise AssertionError("unreachable")
 
@@ -270,7 +276,7 @@ class ExternalRuns:
         head = self._log.reader.head(known.thread_id)
         assert head is not None
         _same_frames(head.frames, stated.frames)
-        return Written(known.fence, head.frames, head.seq, self.leases.extend(stated.claim_id, wrote=True))
+        return Written(known.fence, head.frames, head.seq, self.leases.extend(stated.claim_id, known.fence, wrote=True))
 
     def _landed(self, known: _Known, stated: Stated, bodies: Sequence[bytes]) -> Written | None:
         """What the first of two equal requests wrote; None when there was none and this may be tried again.
@@ -284,7 +290,7 @@ class ExternalRuns:
         if bodies and head.frames == stated.frames + len(bodies):
             seq, found = self._last_frames(known, head, len(bodies))
             if found == list(bodies):
-                until = self.leases.extend(stated.claim_id, wrote=True)
+                until = self.leases.extend(stated.claim_id, known.fence, wrote=True)
                 return Written(known.fence, head.frames, seq, until)
         _same_frames(head.frames, stated.frames)
         return None
@@ -316,15 +322,16 @@ class ExternalRuns:
         """
         try:
             known = self._look(stated)
+            until = self.leases.extend(stated.claim_id, known.fence, wrote=False)
+            if until is None:
+                self._look(stated)  # cancelled in between?
+                raise Refused(f"run {stated.run_id}: the lease has expired", "lost")
         except Refused as refused:
             if refused.reason != "cancelled":
                 raise
             head = self._log.reader.head(refused.details["thread_id"]) or Head(0, 0, 0, 0)
             until = self.leases.until(stated.claim_id)
             return Written(head.fence, head.frames, head.seq, until), refused.details["action"]
-        until = self.leases.extend(stated.claim_id, wrote=False)
-        if until is None:
-            raise Refused(f"run {stated.run_id}: the lease has expired", "lost")
         now_there = self._log.reader.head(known.thread_id)
         assert now_there is not None
         return Written(known.fence, now_there.frames, now_there.seq, until), None

@@ -76,7 +76,10 @@ class LeaseSweep:
             run = thread.claimed(lease.run_id, lease.claim_id)
         except LeaseLost:
             # Until it expires, its claim may be on the way into the log.
-            self._leases.drop(lease.claim_id) if lease.expired else self._leases.looked_at(lease.claim_id, head.fence)
+            if lease.expired:
+                self._leases.drop_expired(lease.claim_id)
+            else:
+                self._leases.looked_at(lease.claim_id, head.fence)
             return
         if lease.expired:
             if self._leases.take(lease.claim_id):
