@@ -121,8 +121,10 @@ def _options(body: RunBody) -> dict[str, Any]:
         options["strict_resume"] = True
     if body.checkpoint is not None:
         options["checkpoint"] = body.checkpoint.as_recorded()
-    if body.checkpoint_id is not None:
-        options["checkpoint_id"] = body.checkpoint_id
+    # LangGraph takes it from there too, and what a run begins at is looked for in one place (domain/answers.py).
+    of_config = body.config.configurable.get("checkpoint_id") if body.checkpoint is None else None
+    if (checkpoint_id := body.checkpoint_id or of_config) is not None:
+        options["checkpoint_id"] = checkpoint_id
     return options
 
 

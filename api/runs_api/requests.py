@@ -242,7 +242,8 @@ class CommandBody(_Body):
     goto: Annotated[Any, AfterValidator(_goto)] = None
 
     def as_recorded(self) -> dict[str, Any]:
-        given = {"update": self.update, "resume": self.resume, "goto": self.goto}
+        # No destinations are none: clients that fill in all fields send an empty list.
+        given = {"update": self.update, "resume": self.resume, "goto": self.goto or None}
         return {name: value for name, value in given.items() if value is not None}
 
 

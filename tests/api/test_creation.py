@@ -137,6 +137,7 @@ def test_a_checkpoint_to_start_from_is_recorded_as_named():
     options = command(checkpoint={**named, "thread_id": "t"}, checkpoint_id=THREAD.upper()).options
     assert options["checkpoint"] == named
     assert options["checkpoint_id"] == THREAD
+    assert command(config={"configurable": {"checkpoint_id": THREAD}}).options["checkpoint_id"] == THREAD
 
 
 def test_the_choices_of_a_run_reach_its_command():
@@ -159,8 +160,9 @@ def test_the_choices_of_a_run_reach_its_command():
     assert made.scope is RunScope.STATEFUL
 
 
-def test_an_empty_command_is_none():
-    assert command(command={}).command is None
+@pytest.mark.parametrize("empty", [{}, {"goto": []}, {"goto": "", "update": None}])
+def test_an_empty_command_is_none(empty: dict[str, Any]):
+    assert command(command=empty).command is None
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import operator
 import re
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
+from uuid import uuid4
 
 import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk, AnyMessage, HumanMessage, ToolMessage
@@ -19,7 +20,7 @@ from langgraph.runtime import Runtime
 from langgraph.types import Command, Send, interrupt
 
 from runs_es.domain import LeaseLost
-from runs_es.execution.langgraph.executor import LangGraphExecutor
+from runs_es.execution.langgraph.executor import CheckpointNotFound, LangGraphExecutor
 from runs_es.execution.langgraph.graphs import GraphLoadError, GraphRegistry, assistant_id
 from runs_es.execution.langgraph.messages import MessageFrames, NewMessages
 from runs_es.execution.langgraph.request import GraphRequest
@@ -174,8 +175,11 @@ async def test_what_a_run_from_a_checkpoint_retains_are_the_messages_of_its_stat
 
     graph = StateGraph(Plain).add_node("answer", answer).add_edge(START, "answer").add_edge("answer", END).compile()
     given = [{"type": "human", "content": "gone", "id": "gone"}, {"type": "human", "content": "a"}]
-    run = RecordedRun({"input": {"messages": given}, "checkpoint_id": "1f1e6cf7-bbdd-655d-bfff-8cef925851a0"})
-    await executor_of(graph).execute(run)
+    executor, first = executor_of(graph), RecordedRun({"input": {"messages": []}, "interrupt_before": "*"})
+    begun = await executor.execute(first)
+    asked = {"input": {"messages": given}, "checkpoint_id": begun.checkpoint_id}
+    run = RecordedRun(asked, thread_id=first.run.thread_id)
+    await executor.execute(run)
 
     by_content = {message["content"]: message["id"] for message in run.messages}
     assert by_content.keys() == {"gone", "a", "b", "c"}
@@ -347,6 +351,27 @@ async def test_a_run_may_start_from_an_older_checkpoint(executor: LangGraphExecu
     )
     await executor.execute(fork)
     assert [list(update) for update in fork.data_of("updates")] == [["model"], ["gate"]]
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"checkpoint_id": str(uuid4())},
+        {"checkpoint": {"checkpoint_id": str(uuid4())}},
+        {"config": {"configurable": {"checkpoint_id": str(uuid4())}}},
+    ],
+)
+async def test_a_run_from_a_checkpoint_that_is_not_there_fails_and_leaves_the_state_as_it_was(
+    executor: LangGraphExecutor, named: dict[str, Any]
+) -> None:
+    first = RecordedRun({"input": {"messages": [], "n_tokens": 1}})
+    ended = await executor.execute(first)
+    lost = RecordedRun({"input": {"messages": [], "n_tokens": 1}, **named}, thread_id=first.run.thread_id)
+    with pytest.raises(CheckpointNotFound, match="has no checkpoint"):
+        await executor.execute(lost)
+    assert lost.frames == []
+    again = RecordedRun({"input": None}, thread_id=first.run.thread_id)
+    assert (await executor.execute(again)).checkpoint_id == ended.checkpoint_id
 
 
 async def test_a_cancelled_run_stops_its_graph() -> None:

@@ -76,6 +76,7 @@ class LangGraphExecutor:
             elif request.resume is not None and isinstance(saver, FencedPostgresSaver):
                 # The answer may have been taken, and the next question asked, without a checkpoint: in one node.
                 await saver.restart()
+        await _must_be_there(saver, request)
         if request.strict:
             must_be_asked(request.resume, await graph.aget_state(request.config))
         await _stream(graph, request, frames)
@@ -105,6 +106,17 @@ async def _saving(saver: BaseCheckpointSaver[Any]) -> AsyncIterator[BaseCheckpoi
         raise
     if fenced is not None:
         await fenced.flush()
+
+
+class CheckpointNotFound(Exception):
+    """The run was to begin at a checkpoint that its thread does not have."""
+
+
+async def _must_be_there(saver: BaseCheckpointSaver[Any], request: GraphRequest) -> None:
+    """Raises CheckpointNotFound. LangGraph would begin with an empty state, which then would be the thread's newest."""
+    checkpoint_id = request.config["configurable"].get("checkpoint_id")
+    if checkpoint_id is not None and await saver.aget_tuple(request.config) is None:
+        raise CheckpointNotFound(f"thread {request.thread_id} has no checkpoint {checkpoint_id}")
 
 
 async def _stream(graph: Graph, request: GraphRequest, frames: _Frames) -> None:
