@@ -10,6 +10,7 @@ import pytest
 from runs_es.domain import Run
 from runs_es.domain.values import RunStatus
 from runs_es.execution.external import Claimed, Content, Ending, ExternalAssistants, ExternalRuns, LeaseSweep, Stated
+from runs_es.log.append import Append, FactItem
 from runs_es.log.decisions import Decision, Decisions
 from runs_es.log.event_log import EventLog
 from runs_es.log.run_writer import MAX_PAGE_BYTES
@@ -21,11 +22,11 @@ FRAME = b'"' + b"x" * (MAX_PAGE_BYTES // 2) + b'"'
 FRAMES = [("custom", FRAME), ("custom", FRAME), ("custom", b'"the lost one"')]
 
 
-def pending_run(decisions: Decisions) -> Run:
+def pending_run(decisions: Decisions, run_id: str = "r1", thread_id: str = "t1") -> Run:
     """A run of `parrot`, recorded."""
-    run = Run.create(run_id="r1", thread_id="t1", assistant_id="parrot")
+    run = Run.create(run_id=run_id, thread_id=thread_id, assistant_id="parrot")
     facts = run.pull_events()
-    decisions.make("t1", lambda thread, _: Decision([thread.create(), *facts]))
+    decisions.make(thread_id, lambda thread, _: Decision([thread.create(), *facts]))
     return run
 
 
@@ -65,11 +66,11 @@ def test_a_write_whose_acknowledgement_was_lost_has_landed_once(database_url: st
     assert topics[-1] == "run.completed"
 
 
-def external_over(log: EventLog) -> tuple[ExternalRuns, LeaseSweep]:
-    """What a server has for external workers, without anything that runs by itself."""
-    decisions = Decisions(log)
+def external_over(log: EventLog, *threads: str) -> tuple[ExternalRuns, LeaseSweep]:
+    """What a server has for external workers, without anything that runs by itself. Work waits in `threads`."""
+    decisions, waiting = Decisions(log), list(threads or ("t1",))
     external = ExternalRuns(
-        log, decisions, ExternalAssistants(["parrot"], str), waiting=lambda _: ["t1"], wake=lambda _: None
+        log, decisions, ExternalAssistants(["parrot"], str), waiting=lambda _: waiting, wake=lambda _: None
     )
     return external, LeaseSweep(log, decisions, wake=lambda _: None, interval=60)
 
@@ -161,3 +162,21 @@ def test_a_word_that_a_cancel_overtook_does_not_lengthen_the_grace(
         until = external.leases.until(claim.claim_id)
         assert until is not None
         assert until < datetime.now(UTC) + timedelta(seconds=60)
+
+
+def test_a_thread_that_cannot_be_read_keeps_no_other_from_being_claimed_or_swept(database_url: str) -> None:
+    with EventLog(database_url) as log:
+        pending_run(Decisions(log), "r0", "t0")
+        pending_run(Decisions(log))
+        external, sweep = external_over(log, "t0", "t1")
+        assert external.claim({"parrot"}, "w", 30) is not None
+        newer = FactItem("of.a.newer.version", "r0", b"{}", raises_fence=True)
+        head = log.reader.head("t0")
+        assert head is not None
+        log.writer.submit(Append("t0", [newer], expected=head.revision)).result(30)
+        claim = external.claim({"parrot"}, "w", 30)
+        assert claim is not None
+        assert claim.run.run_id == "r1"
+        expire(log)
+        sweep.sweep()
+        assert status(log) is RunStatus.PENDING

@@ -7,6 +7,7 @@ that was written is told again.
 
 from __future__ import annotations
 
+import logging
 import threading
 import uuid
 from collections import OrderedDict
@@ -29,6 +30,7 @@ from runs_es.domain import (
     RunNotFound,
     RunStarted,
     RunStatus,
+    StoreUnavailable,
     Thread,
     Timeouts,
     WriteConflict,
@@ -46,6 +48,8 @@ from runs_es.log.event_log import EventLog
 from runs_es.log.pages import frame
 from runs_es.log.reader import Head
 from runs_es.log.run_writer import MAX_PAGE_BYTES
+
+logger = logging.getLogger(__name__)
 
 KEPT_CLAIMS = 4096
 _TRIES = 3
@@ -108,6 +112,11 @@ class ExternalRuns:
                 continue  # another request of this process is there
             try:
                 claimed = self._claim(thread_id, assistant_ids, worker_id, seconds, claim_id or uuid.uuid4().hex)
+            except (Refused, StoreUnavailable):
+                raise
+            except Exception:  # one thread that cannot be read keeps no worker from the others
+                logger.exception("thread %s has a run for external workers that cannot be claimed", thread_id)
+                continue
             finally:
                 self._end_of(thread_id)
             if claimed is not None:

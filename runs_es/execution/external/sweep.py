@@ -69,6 +69,10 @@ class LeaseSweep:
                 self._look(lease)
             except (LeaseLost, WriteConflict) as error:
                 logger.info("%s", error)
+            except StoreUnavailable:
+                raise
+            except Exception:  # one thread that cannot be read keeps no other from being swept
+                logger.exception("the lease of run %s cannot be looked at; the next round tries again", lease.run_id)
 
     def _look(self, lease: Lease) -> None:
         thread, head = self._decisions.look(lease.thread_id)
