@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -91,3 +93,29 @@ def test_the_pages_functions_and_worker_are_served(folder: Path, database_url: s
         (parrot,) = [each for each in client.post("/assistants/search", json={}).json() if each["name"] == "parrot"]
         assert client.get(f"/assistants/{parrot['assistant_id']}/graph").status_code == 404
         assert client.get(f"/assistants/{parrot['assistant_id']}/schemas").json()["graph_id"] == "parrot"
+
+
+def test_the_pages_worker_asks_for_the_next_run_whatever_became_of_the_last(folder: Path) -> None:
+    page = runpy.run_path(str(folder / "worker.py"))
+    main, gone = page["main"], page["Gone"]
+    claim = {"run": {"kwargs": {"input": "a"}}, "run_id": "r", "claim_id": "c", "fence": 1, "frames": 1}
+    answers = iter([gone("lost"), None, claim, claim, claim])
+    agents = iter([gone("cancelled"), gone("lost"), ValueError("no")])
+    asked: list[str] = []
+
+    def post(path: str, body: dict[str, Any]) -> Any:
+        asked.append(path)
+        if path != "/workers/claim":
+            raise gone("ended")
+        if isinstance(answer := next(answers), Exception):
+            raise answer
+        return answer
+
+    def agent(run: Any) -> None:
+        raise next(agents)
+
+    main.__globals__.update(post=post, parrot=agent)
+    with pytest.raises(StopIteration):
+        main()
+    claims, finishes = "/workers/claim", "/workers/runs/r/finish"
+    assert asked == [claims, claims, claims, finishes, claims, claims, finishes, claims]
