@@ -45,6 +45,7 @@ class Thread:
         self.created_at = ""
         self.updated_at = ""
         self.active: dict[RunId, Run] = {}  # in order of creation
+        # Of those that left something. One that was deleted since is still where the next goes on from.
         self.last_ended: Run | None = None
 
     @classmethod
@@ -58,7 +59,7 @@ class Thread:
     def status(self) -> ThreadStatus:
         if self.active:
             return ThreadStatus.BUSY
-        if self.last_ended is None:
+        if self.last_ended is None or self.last_ended.deleted:
             return ThreadStatus.IDLE
         return status_after(self.last_ended)
 
@@ -236,8 +237,8 @@ class Thread:
     def _apply_to_run(self, fact: RunFact) -> None:
         run = self.active.get(RunId(fact.run_id))
         if run is None:
-            if isinstance(fact, RunDeleted) and self.last_ended and self.last_ended.run_id == fact.run_id:
-                self.last_ended = None
+            if self.last_ended is not None:
+                self.last_ended.apply(fact)
             return
         run.apply(fact)
         if run.deleted:

@@ -173,3 +173,16 @@ def test_where_nothing_waits_the_executor_has_its_say() -> None:
         story.answer(name)
     story.does("first")
     assert story.begins("second")
+
+
+@pytest.mark.parametrize("when", ["before", "between", "after"])
+def test_who_deletes_the_run_that_asked_does_not_change_who_answers(when: str) -> None:
+    story = Story()
+    for name, moment in (("first", "before"), ("second", "between"), ("", "after")):
+        if moment == when:
+            story.append(story.thread.delete_run("asking"))
+            assert story.thread.status is (ThreadStatus.IDLE if when == "before" else ThreadStatus.BUSY)
+        if name:
+            story.answer(name)
+    story.does("first", interrupts=ASKED)
+    assert not story.begins("second")
