@@ -39,7 +39,7 @@ async def create_cron(body: CronBody, edge: EdgeOf, caller: CallerOf) -> Respons
 
 @router.post("/threads/{thread_id}/runs/crons", response_model=Cron, summary="Start runs on a thread by a schedule")
 async def create_thread_cron(thread_id: ThreadIdPath, body: CronBody, edge: EdgeOf, caller: CallerOf) -> Response:
-    """Ends with the thread: the first run that finds it gone deletes the cron."""
+    """Is deleted with the thread; where that goes otherwise than by a request, by the first run that finds it gone."""
     await must_see(edge, caller, thread_id)
     if body.on_run_completed is not None:
         raise ApiError(422, _ONLY_WITHOUT_THREAD)

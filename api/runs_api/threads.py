@@ -110,6 +110,7 @@ async def patch_thread(
 async def delete_thread(thread_id: ThreadIdPath, edge: EdgeOf, caller: CallerOf) -> Response:
     await must_see(edge, caller, thread_id)
     await edge.store.service.delete_thread(thread_id, provenance=caller.provenance)
+    await edge.read(edge.store.crons.forget_thread, thread_id, provenance=caller.provenance)
     if edge.store.state is not None:
         # Under the thread's lock: whoever still writes a checkpoint for a deleted run has done so, or is refused.
         async with _locked(edge, thread_id):

@@ -19,6 +19,7 @@ from runs_projections.freshness import Counted, Listed, TrackedTable, TrackingPo
 from runs_projections.stored_text import encoded, searchable, storable
 
 _WAIT = 2.0
+_OF_THREAD = 10_000
 _SORTS = {
     "cron_id": "t.cron_id {0}",
     "assistant_id": "t.assistant_id {0}, t.cron_id {0}",
@@ -51,6 +52,12 @@ class ProjectedCrons:
         parameters = {"user": _stored(user_id)}
         same = "where left(t.user_id, 64) = left(%(user)s, 64) and t.user_id = %(user)s" if user_id is not None else ""
         return self._table.counted(self._reader.last_position(), same, parameters)
+
+    def of_thread(self, thread_id: str) -> list[str]:
+        """Ids of crons whose runs are on this thread, as far as the read model knows."""
+        source = "where t.run_thread_id = %(thread)s"
+        rows = self._table.listed(0, source, "t.cron_id", _OF_THREAD, 0, {"thread": storable(thread_id)})
+        return [row.cron_id for row in rows]
 
     def search(
         self,

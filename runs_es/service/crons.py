@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Protocol
 
@@ -26,6 +26,7 @@ from runs_es.domain import (
     CronUpdated,
     LimitExceeded,
     Provenance,
+    StoreUnavailable,
     ThreadNotFound,
     UnsupportedStrategyError,
     WriteConflict,
@@ -95,6 +96,9 @@ class CronReader(Protocol):
 
     def owned(self, user_id: str | None) -> int:
         """How many crons a user has; None: all that there are."""
+
+    def of_thread(self, thread_id: str) -> Sequence[str]:
+        """Ids of crons whose runs are on this thread, as far as is known."""
 
 
 # Makes of a cron the command that starts its run on a thread. Raises ValueError where it cannot be run as it is.
@@ -185,6 +189,17 @@ class Crons:
             if self._append(_deleted(cron_id), cron.revision, provenance):
                 return
         raise WriteConflict(f"cron {cron_id} is written to by too many at once; try again")
+
+    def forget_thread(self, thread_id: str, *, provenance: Provenance = ANONYMOUS) -> None:
+        """Delete the crons of a thread that is gone, lest they go on when its id is used again. What this misses goes
+        when it is due and finds no thread.
+        """
+        because = replace(provenance, reason=f"its thread {thread_id} was deleted")
+        for cron_id in self._reader.of_thread(thread_id):
+            try:
+                self.delete(cron_id, provenance=because)
+            except (CronNotFound, WriteConflict, StoreUnavailable) as error:
+                logger.info("cron %s is left to its next tick: %s", cron_id, error)
 
     def _found(self, cron_id: str) -> CronSnapshot:
         cron = self._reader.current(cron_id)

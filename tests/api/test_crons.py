@@ -109,3 +109,14 @@ async def test_context_and_configurable_together_are_refused_as_for_a_run(client
     thread = await new_thread(client)
     body = {**CRON, "context": {"a": 1}, "config": {"configurable": {"b": 2}}}
     assert (await client.post(f"/threads/{thread}/runs/crons", json=body)).status_code == 400
+
+
+async def test_the_crons_of_a_thread_go_with_it_and_do_not_come_back_with_its_id(client: httpx.AsyncClient) -> None:
+    thread, other = await new_thread(client), await new_thread(client)
+    for place, enabled in ((thread, True), (thread, False), (other, True)):
+        answer = await client.post(f"/threads/{place}/runs/crons", json={**CRON, "enabled": enabled})
+        assert answer.status_code == 200
+    assert (await client.delete(f"/threads/{thread}")).status_code == 204
+    assert (await client.post("/threads", json={"thread_id": thread})).status_code == 200
+    counts = [(await client.post("/runs/crons/count", json={"thread_id": each})).json() for each in (thread, other)]
+    assert counts == [0, 1]
