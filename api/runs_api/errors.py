@@ -53,6 +53,8 @@ STATUSES: dict[type[Exception], int] = {
 }
 PLAIN = "plain"  # a validation error of this type is shown as it is, without the name of its field
 _MOST_ERRORS = 3
+# What is wrong with a whole body, if not that it must be an object; None: what the error says.
+_BODIES: dict[str, str | None] = {"list_type": "a JSON list", "too_long": None, "too_short": None}
 
 
 class ApiError(HTTPException):
@@ -101,9 +103,13 @@ async def _of_validation(request: Request, error: Exception) -> Json:
 def described(error: Mapping[str, Any]) -> str:
     """One validation error in words: the field, and what is wrong with it."""
     message = str(error.get("ctx", {}).get("error") or error["msg"])
-    field = ".".join(part for part in error["loc"][1:] if isinstance(part, str))
+    inside = error["loc"][1:]
+    field = ".".join(part for part in inside if isinstance(part, str))
+    if error["loc"][0] == "body" and inside and isinstance(inside[0], int):
+        field = f"[{inside[0]}].{field}".rstrip(".")  # which of a batch
     if error["type"] == PLAIN:
         return message
-    if not field and error["loc"][0] == "body":
-        return "The request body must be a JSON object"
-    return f"{field}: {message}"
+    if field or error["loc"][0] != "body":
+        return f"{field}: {message}"
+    kind = _BODIES.get(error["type"], "a JSON object")
+    return f"The request body must be {kind}" if kind else f"The request body: {message}"

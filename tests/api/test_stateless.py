@@ -76,5 +76,13 @@ async def test_a_batch_is_recorded_in_order_or_not_at_all(client: httpx.AsyncCli
     ):
         refused = await client.post("/runs/batch", json=[body(), wrong])
         assert refused.status_code in (400, 422)
-    assert (await client.post("/runs/batch", json=[])).status_code == 422
+    for given, why in (
+        ([], "The request body: List should have at least 1 item after validation, not 0"),
+        ([body()] * 1001, "The request body: List should have at most 1000 items after validation, not 1001"),
+        (body(), "The request body must be a JSON list"),
+        ([body(), {}], "[1].assistant_id: Field required"),
+        ([body(), "x"], "[1]: Input should be a valid dictionary or object to extract fields from"),
+    ):
+        refused = await client.post("/runs/batch", json=given)
+        assert (refused.status_code, refused.json()) == (422, {"detail": why})
     assert store.log.reader.last_position() == before
