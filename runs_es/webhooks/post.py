@@ -29,11 +29,11 @@ class Unreachable(Exception):
 
 class CheckedBackend(httpcore.AsyncNetworkBackend):
     """Looks a host up, checks every address that it has, and connects to one of those: what a name server says a moment
-    later does not count.
+    later does not count. Of several each has its share of `seconds`: one that swallows all is not to be the only one.
     """
 
-    def __init__(self, allowed: Networks) -> None:
-        self._allowed = allowed
+    def __init__(self, allowed: Networks, seconds: float) -> None:
+        self._allowed, self._seconds = allowed, seconds
         self._network = httpcore.AnyIOBackend()
 
     async def connect_tcp(
@@ -47,10 +47,11 @@ class CheckedBackend(httpcore.AsyncNetworkBackend):
         addresses = await _looked_up(host, port)
         for address in addresses:
             check_address(address, self._allowed)
+        share = timeout if len(addresses) < 2 else self._seconds / len(addresses)
         failure: Exception = httpcore.ConnectError(f"{host} has no address")
         for address in addresses:
             try:
-                return await self._network.connect_tcp(str(address), port, timeout, local_address, socket_options)
+                return await self._network.connect_tcp(str(address), port, share, local_address, socket_options)
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
         raise failure
@@ -77,7 +78,7 @@ class Poster:
         self._timeout, self._most = timeout, most
         # No connection is kept: one that its receiver closes meanwhile would fail the next delivery.
         self._pool = httpcore.AsyncConnectionPool(
-            max_connections=None, max_keepalive_connections=0, network_backend=CheckedBackend(allowed)
+            max_connections=None, max_keepalive_connections=0, network_backend=CheckedBackend(allowed, timeout)
         )
 
     async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> Answer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+from contextlib import ExitStack
 from datetime import datetime
 from typing import Any
 
@@ -201,6 +202,22 @@ def test_the_address_that_was_checked_is_the_one_connected_to(
     settled(store, run.thread_id, run.run_id, "delivered")
     assert receiver.requests[0].headers["host"] == f"hooks.example:{receiver.port}"
     assert looked_up == ["hooks.example"], "a second look-up could have answered something else"
+
+
+def test_an_address_that_does_not_answer_leaves_time_for_the_others_of_its_name(
+    store: Store, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ExitStack() as stack:
+        deaf = stack.enter_context(socket.socket())
+        deaf.bind(("127.0.0.2", receiver.port))
+        deaf.listen(0)
+        for _ in range(4):  # its queue is full: who comes now hears nothing
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(deaf.getsockname())
+        _names(monkeypatch, {"two.example": ["127.0.0.2", "127.0.0.1"]})
+        run = create(store, f"http://two.example:{receiver.port}/")
+        assert settled(store, run.thread_id, run.run_id, "delivered").attempts == 1
 
 
 def test_a_signed_webhook_is_verified_by_the_receivers_library(open_quick: OpenStore, receiver: Receiver) -> None:
