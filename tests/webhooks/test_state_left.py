@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from runs_es.domain import RunScope
-from runs_es.service.commands import CreateRunCommand
+from runs_es.execution.langgraph.graphs import GraphRegistry
+from runs_es.service.commands import CreateRunCommand, GetRunQuery
 from runs_es.settings import Settings
+from runs_es.webhooks.state_left import open_state_left
 from runs_projections.wiring import Store, open_store
 from tests.conftest import SCHEMA
 from tests.webhooks.conftest import QUICK, settled
@@ -58,3 +60,22 @@ def test_a_pause_for_a_human_is_a_success_whose_values_ask(demo: Store, receiver
     body = told(demo, receiver, "ask me", stream_mode=("values",))
     assert body["status"] == "success"
     assert body["values"]["__interrupt__"]
+
+
+def test_a_run_whose_graph_is_not_there_any_more_is_told_without_values(demo: Store) -> None:
+    command = CreateRunCommand(
+        assistant_id="agent",
+        input={"messages": [{"role": "user", "content": "hello"}], "tokens": 2, "delay": 0},
+        config={"configurable": {"graph_id": "agent"}},
+    )
+    run = asyncio.run(demo.service.create_background(command))
+    asyncio.run(demo.service.ended(run.thread_id, run.run_id))
+    ended = asyncio.run(demo.service.get_run(GetRunQuery(run_id=run.run_id)))
+    assert ended is not None
+
+    async def values(registry: GraphRegistry) -> Any:
+        async with open_state_left(registry, demo.database.url, SCHEMA) as state_left:
+            return await state_left(ended)
+
+    assert asyncio.run(values(GraphRegistry.demo()))["messages"]
+    assert asyncio.run(values(GraphRegistry({}))) is None
