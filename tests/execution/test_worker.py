@@ -214,7 +214,7 @@ async def test_a_pause_is_success_with_a_question(settings: Settings) -> None:
 async def test_a_cancelled_run_is_interrupted_and_the_log_says_who_and_why(settings: Settings) -> None:
     async def body(store: Store, scripted: Scripted) -> None:
         run = await store.service.create_background(command("wait_for_ever"))
-        await until(lambda: "run.started" in topics(store))
+        await until(lambda: (head := store.log.reader.head("t")) is not None and head.frames == 2)
         who = Provenance(actor="user:ada", reason="wrong question")
         cancelled = await store.service.cancel(CancelRunCommand(run_id=run.run_id, wait=True, provenance=who))
         assert cancelled.status is RunStatus.INTERRUPTED
