@@ -259,7 +259,7 @@ class Crons:
         schedule = Schedule(cron.schedule, cron.timezone)
         end = None if cron.end_time is None else datetime.fromisoformat(cron.end_time)
         go_on_at = self._after_missed(schedule, tick, moment, moment if end is None else min(moment, end))
-        if go_on_at != tick:
+        if go_on_at != tick and not self._is_started(cron, tick):
             reason = f"missed: no server ran it by {_told(moment)}"
             return self._skip(cron, reason, None if end and go_on_at and go_on_at > end else go_on_at)
         following = _next(schedule, tick, end)
@@ -297,8 +297,7 @@ class Crons:
 
     def _run(self, cron: CronSnapshot, tick: datetime, launch: Launch) -> RunSnapshot:
         """The run of a tick, just created or found."""
-        key = f"cron:{cron.cron_id}:{_told(tick)}"
-        thread_id = cron.run_thread_id or str(uuid.uuid5(_THREADS, key))
+        thread_id, key = _place_of(cron, tick)
         command = launch(cron, thread_id)
         command = CreateRunCommand(
             **{
@@ -315,6 +314,10 @@ class Crons:
             if self._log.reader.by_idem_key(thread_id, key) is None:
                 raise
             return self._start(command)
+
+    def _is_started(self, cron: CronSnapshot, tick: datetime) -> bool:
+        """Whether another process has created the tick's run, for which by now it would be too late."""
+        return self._log.reader.by_idem_key(*_place_of(cron, tick)) is not None
 
     def _skip(self, cron: CronSnapshot, reason: str, following: datetime | str | None) -> bool:
         fact = CronSkipped(
@@ -349,6 +352,12 @@ def _next(schedule: Schedule, moment: datetime, end: datetime | None) -> str | N
 def _check_end(end: datetime | None) -> None:
     if end is not None and end <= datetime.now(UTC):
         raise ValueError(f"end_time: {_told(end)} has passed")
+
+
+def _place_of(cron: CronSnapshot, tick: datetime) -> tuple[str, str]:
+    """The thread of a tick's run, and the idempotency key that makes it one run."""
+    key = f"cron:{cron.cron_id}:{_told(tick)}"
+    return cron.run_thread_id or str(uuid.uuid5(_THREADS, key)), key
 
 
 def _told(moment: datetime) -> str:

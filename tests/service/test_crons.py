@@ -302,6 +302,15 @@ def test_missed_ticks_can_be_left_out_altogether(settings: Settings) -> None:
         assert due(now_of(store, cron)) == due(cron) + timedelta(hours=31)
 
 
+def test_a_tick_whose_run_exists_is_fired_however_late_it_is_said(store: Store) -> None:
+    """A process created it in time and was held up; another looks when the tick counts as missed."""
+    cron = store.crons.create(HOURLY)
+    store.crons._run(cron, due(cron), launch)
+    fire_all(store, cron, due(cron) + timedelta(hours=30.5))
+    assert after(store, cron) == [timedelta(0), "missed", timedelta(hours=30)]
+    assert len(runs(store, cron)) == 2
+
+
 # --- limits ---
 
 
