@@ -122,6 +122,18 @@ def workers_registered(database_url: str) -> int:
     return int(row[0] or 0)
 
 
+def forked_checkpoints(database_url: str, thread_id: str) -> int:
+    """How many checkpoints were put beside one that followed the same: a lost worker's, saved after its turn."""
+    with psycopg.connect(database_url) as connection:
+        row = connection.execute(
+            "select count(*) - count(distinct parent_checkpoint_id) from runs_es_checkpoints.checkpoints"
+            " where thread_id = %s and parent_checkpoint_id is not null",
+            (thread_id,),
+        ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
 def holders(database_url: str) -> list[str]:
     """The actors who claimed the runs that run now, by the log."""
     with psycopg.connect(database_url) as connection:

@@ -15,7 +15,14 @@ import httpx
 import pytest
 
 from runs_es.log.event_log import EventLog
-from tests.acceptance.lost_workers import holders, pid_of, steps_config, story_of, workers_registered
+from tests.acceptance.lost_workers import (
+    forked_checkpoints,
+    holders,
+    pid_of,
+    steps_config,
+    story_of,
+    workers_registered,
+)
 from tests.acceptance.oracle import SEED, Client, Ledger, Tally, create, ended_well
 from tests.acceptance.server import Server
 from tests.acceptance.test_processes import worker
@@ -114,6 +121,7 @@ async def frozen_in_a_write(url: str, server: Server, config: Path, folder: Path
     with EventLog(url) as log:
         story = story_of(log, [of(client), of(after)])
         assert {pid for pid, *_ in story_of(log, [of(after)]).tenures} == {first.pid}
+    assert forked_checkpoints(url, of(client)) == 0
     assert story.claims == 3
     assert max(others, own) < WAIT + SLOW_MACHINE
 

@@ -44,7 +44,10 @@ class CuttingProxy:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        cut_off(self._listener)
+        self._thread.join()  # one that it is just accepting is to be closed too
         for each in (self._listener, *self._sockets):
+            cut_off(each)
             each.close()
 
     def _accept(self) -> None:
@@ -54,8 +57,8 @@ class CuttingProxy:
             except OSError:
                 return
             server = socket.socket(socket.AF_UNIX)
-            server.connect(self._server)
             self._sockets += [client, server]
+            server.connect(self._server)
             cut = threading.Event()
             threading.Thread(target=self._upstream, args=(client, server, cut), daemon=True).start()
             threading.Thread(target=self._downstream, args=(server, client, cut), daemon=True).start()
