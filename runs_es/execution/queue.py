@@ -41,7 +41,7 @@ _POLL_SECONDS = 2.0
 Advance = Callable[[str], Awaitable[None]]
 
 _STALLED = """
-select j.id, j.args ->> 'thread_id' as thread_id, w.last_heartbeat
+select j.id, j.args ->> 'thread_id' as thread_id, j.lock is not null as has_lock, w.last_heartbeat
   from procrastinate_jobs j left join procrastinate_workers w on w.id = j.worker_id
  where j.status = 'doing' and (w.id is null or w.last_heartbeat < now() - make_interval(secs => %(lease)s))
    and (%(job)s::bigint is null or j.id = %(job)s)
@@ -50,24 +50,29 @@ _STILL_DOING = """
 select id from procrastinate_jobs where status = 'doing' and id = %(job)s and %(lease)s > 0
 """
 _GIVEN_UP = """
-select id, args ->> 'thread_id' as thread_id, null as last_heartbeat from procrastinate_jobs
+select id, args ->> 'thread_id' as thread_id, lock is not null as has_lock, null as last_heartbeat
+  from procrastinate_jobs
  where status = 'doing' and worker_id = %(worker)s and not id = any(%(in_hand)s::bigint[])
 """
 
 
 @dataclass(frozen=True, slots=True)
 class StalledJob:
-    """A job that nobody works on; its worker is silent since then (ISO 8601), or has given it up."""
+    """A job that nobody works on; its worker is silent since then (ISO 8601), or has given it up. Without the lock (a
+    wake) it keeps the thread from nobody, and says nothing about who works on it.
+    """
 
     id: int
     thread_id: str
     silent_since: str | None = None
     given_up: bool = False
+    has_lock: bool = True
 
 
 def _stalled_job(row: Mapping[str, Any], *, given_up: bool = False) -> StalledJob:
     since = row["last_heartbeat"]
-    return StalledJob(row["id"], str(row["thread_id"]), since.isoformat() if since else None, given_up)
+    silent_since = since.isoformat() if since else None
+    return StalledJob(row["id"], str(row["thread_id"]), silent_since, given_up, row["has_lock"])
 
 
 def _connection_options(schema: str) -> dict[str, object]:

@@ -57,14 +57,14 @@ class Sweep:
 
     async def _give_away(self, job: StalledJob) -> None:
         """First the log, then the queue: while the job stands, nobody else has been given the thread, so the claim that
-        is there is the lost worker's, unless it is of a run that our workers do not take: external ones have no jobs.
-        Of several who sweep at once one writes, the others find the claim gone.
+        is there is the lost worker's, unless the job has no lock (a wake), or it is of a run that our workers do not
+        take: external ones have no jobs. Of several who sweep at once one writes, the others find the claim gone.
         """
         thread, _ = await blocking(self._decisions.look, job.thread_id)
         run = thread.in_flight
         if not await self._jobs.is_stalled(job):
             return  # it is heard of again, as all are when the database comes back; or another sweep was faster
-        if run is not None and self._accepts(run):
+        if run is not None and job.has_lock and self._accepts(run):
             assert run.claim_id is not None
             with suppress(LeaseLost):
                 await blocking(self._lose, job, run.run_id, run.claim_id, run.worker_id)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
@@ -73,8 +74,11 @@ def in_queue(settings: Settings, statement: str, *parameters: object) -> list[An
         return found.fetchall() if found.description else []
 
 
-def job_in_hand(settings: Settings, silent: str = "1 hour", thread_id: str = "t") -> datetime:
+def job_in_hand(
+    settings: Settings, silent: str = "1 hour", thread_id: str = "t", task: str = "runs_es.advance"
+) -> datetime:
     """The thread's job, begun by a worker that has been silent for so long; since when."""
+    lock = thread_id if task == "runs_es.advance" else None
     ((worker, since),) = in_queue(
         settings,
         "insert into procrastinate_workers (last_heartbeat) values (now() - %s::interval) returning id, last_heartbeat",
@@ -83,8 +87,8 @@ def job_in_hand(settings: Settings, silent: str = "1 hour", thread_id: str = "t"
     in_queue(
         settings,
         "insert into procrastinate_jobs (queue_name, task_name, lock, queueing_lock, args, status, worker_id)"
-        " values ('runs', 'runs_es.advance', %s, %s, jsonb_build_object('thread_id', %s::text), 'doing', %s)",
-        thread_id, thread_id, thread_id, worker,
+        " values ('runs', %s, %s, %s, jsonb_build_object('thread_id', %s::text), 'doing', %s)",
+        task, lock, lock, thread_id, worker,
     )  # fmt: skip
     assert isinstance(since, datetime)
     return since
@@ -179,6 +183,40 @@ async def test_a_worker_that_is_heard_of_again_before_it_is_swept_keeps_its_run_
             await sweep._give_away(job)
         assert requeued(store) == []
         assert in_queue(settings, "select id, status::text from procrastinate_jobs") == [(job.id, "doing")]
+
+
+async def test_a_wake_whose_worker_died_does_not_take_the_threads_run_from_its_own(settings: Settings) -> None:
+    """The wake of a delayed run waits for no lock, so its thread may have been given to somebody who is well."""
+
+    async def body(store: Store) -> None:
+        born(store)
+        claimed(store, "well")
+        job_in_hand(settings, silent="0 seconds")
+        job_in_hand(settings, task="runs_es.wake")
+        async with sweeping(store, settings) as (sweep, _):
+            await sweep.round()
+        assert requeued(store) == []
+        found = in_queue(settings, "select task_name, status::text from procrastinate_jobs order by id")
+        assert found == [("runs_es.advance", "doing"), ("runs_es.advance", "todo")]
+
+    await within(settings, body, work=False)
+
+
+async def test_a_wake_whose_end_could_not_be_written_does_not_take_the_threads_run_from_its_worker(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body(store: Store) -> None:
+        born(store)
+        claimed(store, "well")
+        job_in_hand(settings, silent="0 seconds")
+        job_in_hand(settings, silent="0 seconds", task="runs_es.wake")
+        ((own,),) = in_queue(settings, "select worker_id from procrastinate_jobs where task_name = 'runs_es.wake'")
+        async with sweeping(store, settings) as (sweep, jobs):
+            monkeypatch.setattr(jobs, "_worker", SimpleNamespace(worker_id=own, _running_jobs={}))
+            await sweep.round()
+            await sweep.round()
+        assert requeued(store) == []
+        assert in_queue(settings, "select 1 from procrastinate_jobs where task_name = 'runs_es.wake'") == []
 
     await within(settings, body, work=False)
 
