@@ -171,6 +171,7 @@ class QueueWorker:
         self._stopping = asyncio.Event()
         self._worker: _Worker | None = None
         self._unheld: set[int] = set()
+        self._deaf_until = 0.0  # by the loop's clock
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Work until `stop`. A worker that dies of a failing side task is started again."""
@@ -188,9 +189,19 @@ class QueueWorker:
         self._stopping.set()
 
     async def stalled(self) -> list[StalledJob]:
-        """Jobs that nobody works on: of workers that are silent, and of this one where it has given them up."""
-        rows = await self._app.connector.execute_query_all_async(_STALLED, lease=self._lease, job=None)
-        return [_stalled_job(row) for row in rows] + await self._given_up()
+        """Jobs that nobody works on: of workers that are silent, and of this one where it has given them up.
+
+        After the database was away, or this process was, nobody counts as silent for a lease: they could not be heard.
+        """
+        clock = asyncio.get_running_loop().time
+        asked = clock()
+        try:
+            rows = await self._app.connector.execute_query_all_async(_STALLED, lease=self._lease, job=None)
+        finally:
+            if clock() - asked > self._heartbeat:
+                self._deaf_until = clock() + self._lease
+        heard = clock() >= self._deaf_until
+        return [_stalled_job(row) for row in rows if heard] + await self._given_up()
 
     async def is_stalled(self, job: StalledJob) -> bool:
         """Whether nobody works on it still."""

@@ -99,7 +99,9 @@ def requeued(store: Store, thread_id: str = "t") -> list[Recorded]:
 
 
 @asynccontextmanager
-async def sweeping(store: Store, settings: Settings, name: str = "me") -> AsyncIterator[tuple[Sweep, QueueWorker]]:
+async def sweeping(
+    store: Store, settings: Settings, name: str = "me", heartbeat: float = 5
+) -> AsyncIterator[tuple[Sweep, QueueWorker]]:
     """A sweep of its own, beside a queue's worker that fetches nothing."""
 
     async def advance(_: str) -> None:
@@ -108,7 +110,7 @@ async def sweeping(store: Store, settings: Settings, name: str = "me") -> AsyncI
     jobs = QueueWorker(
         str(settings.database_url), settings.db_schema, advance,
         queues=[DEFAULT_QUEUE], locate=located(store.decisions, store.routes),
-        concurrency=1, heartbeat_seconds=1, lease_seconds=10, drain_seconds=1,
+        concurrency=1, heartbeat_seconds=heartbeat, lease_seconds=10, drain_seconds=1,
     )  # fmt: skip
     async with jobs._app.open_async():
         accepts = store.external.assistants.leave
@@ -217,6 +219,27 @@ async def test_a_wake_whose_end_could_not_be_written_does_not_take_the_threads_r
             await sweep.round()
         assert requeued(store) == []
         assert in_queue(settings, "select 1 from procrastinate_jobs where task_name = 'runs_es.wake'") == []
+
+    await within(settings, body, work=False)
+
+
+async def test_after_the_database_was_away_nobody_is_lost_before_he_could_be_heard(settings: Settings) -> None:
+    async def body(store: Store) -> None:
+        born(store)
+        claimed(store, "well")
+        job_in_hand(settings)
+        clock = asyncio.get_running_loop().time
+        async with sweeping(store, settings, heartbeat=0.01) as (sweep, jobs):
+            with psycopg.connect(str(settings.database_url), options=QUEUE) as away:
+                away.execute("lock table procrastinate_jobs in access exclusive mode")
+                begun, round_ = clock(), asyncio.create_task(sweep.round())
+                await until(lambda: clock() > begun + 0.05)
+            await round_
+            await sweep.round()
+            assert requeued(store) == []
+            jobs._deaf_until = clock()  # a lease later
+            await sweep.round()
+            assert len(requeued(store)) == 1
 
     await within(settings, body, work=False)
 
