@@ -33,6 +33,7 @@ from runs_es.execution.jobs import (
     queue_name,
 )
 from runs_es.execution.routes import Routes
+from runs_es.log.session import KEEPALIVE
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def _stalled_job(row: Mapping[str, Any], *, given_up: bool = False) -> StalledJo
 
 
 def _connection_options(schema: str) -> dict[str, object]:
-    return {"options": f"-c search_path={schema}_queue", "application_name": "runs-es queue", "connect_timeout": 10}
+    return {**KEEPALIVE, "options": f"-c search_path={schema}_queue", "application_name": "runs-es queue"}
 
 
 class JobQueue:

@@ -29,6 +29,7 @@ from runs_es.database.migrate import checkpoint_schema
 from runs_es.domain.errors import LeaseLost
 from runs_es.execution.langgraph.rollback import keep_writes, take_back
 from runs_es.log.locks import thread_lock_key
+from runs_es.log.session import KEEPALIVE
 
 CheckpointPool = AsyncConnectionPool[AsyncConnection[DictRow]]
 
@@ -61,6 +62,7 @@ def open_checkpoint_pool(url: str, schema: str, size: int) -> CheckpointPool:
         check=_check_if_idle,
         name="checkpoints",
         kwargs={
+            **KEEPALIVE,
             "autocommit": True,
             "prepare_threshold": 0,
             "row_factory": dict_row,
