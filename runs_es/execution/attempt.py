@@ -42,9 +42,9 @@ class Attempt:
         *,
         provenance: Provenance,
         buffer_bytes: int,
-        is_first: bool = False,
+        thread_is_new: bool = False,
     ) -> None:
-        self.is_first = is_first  # there is no older claim on the thread
+        self.thread_is_new = thread_is_new  # nobody has ever claimed a run of it
         self._log = log
         self._run = run
         self._claim_id = claim_id

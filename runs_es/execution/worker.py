@@ -81,10 +81,10 @@ class Claim:
     restore: Restore
     accepts: Accepts
     run: Run | None = None
-    is_first: bool = False  # nobody has ever claimed a run of the thread
+    thread_is_new: bool = False  # nobody has ever claimed a run of it
 
     def decide(self, thread: Thread, head: Head) -> Decision:
-        self.is_first = head.fence == 0
+        self.thread_is_new = head.fence == 0
         due = thread.next_due() if thread.exists else None
         if due is None or not self.accepts(due):
             self.run = None
@@ -180,7 +180,7 @@ class Worker:
             run,
             claim.claim_id,
             appended,
-            is_first=claim.is_first,
+            thread_is_new=claim.thread_is_new,
             provenance=self._provenance,
             buffer_bytes=self._limits.publish_buffer_bytes,
         )
@@ -229,7 +229,7 @@ class Worker:
     async def _outcome(self, attempt: Attempt, deadline: Deadline) -> RunOutcome:
         if (late := deadline.passed()) is not None:  # an earlier attempt has used up the time
             raise TimeoutError(late)
-        if not attempt.is_first:
+        if not attempt.thread_is_new:
             await blocking(self._barrier, attempt.run.thread_id)
         try:
             outcome = await self._executor.execute(attempt)

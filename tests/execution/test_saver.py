@@ -196,6 +196,20 @@ async def test_what_is_written_behind_is_written_together_and_seen_by_every_read
     assert len(await transactions_of(pool)) == 1
 
 
+async def test_of_a_new_thread_nothing_is_read_before_something_was_written(
+    pool: CheckpointPool, thread_id: str
+) -> None:
+    await write_something(saver_of(pool, thread_id), thread_id)
+    saver = FencedPostgresSaver(
+        pool, schema=SCHEMA, thread_id=thread_id, run_id="run", fence=1, behind=True, thread_is_new=True
+    )
+    assert await saver.aget_tuple(config_of(thread_id)) is None  # it was promised that there is none
+    saved = await write_something(saver, thread_id)
+    found = await saver.aget_tuple(config_of(thread_id))
+    assert found is not None
+    assert found.config == saved
+
+
 async def test_a_write_behind_that_is_refused_fails_the_next_one_and_all_after_it(
     pool: CheckpointPool, claimer: psycopg.AsyncConnection[Any], thread_id: str
 ) -> None:

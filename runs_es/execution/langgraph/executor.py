@@ -53,6 +53,7 @@ class LangGraphExecutor:
                 run_id=run.run.run_id,
                 fence=run.fence,
                 behind=durability_of(run.run.kwargs) != "sync",
+                thread_is_new=getattr(run, "thread_is_new", False),
             )
 
         return cls(registry, saver_for)

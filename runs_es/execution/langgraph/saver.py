@@ -105,9 +105,11 @@ class FencedPostgresSaver(AsyncPostgresSaver):
     """Writes one thread's checkpoints as long as the thread's fence is the one this attempt was given.
 
     Any write after that raises LeaseLost and changes nothing. With `behind` a write returns before it is durable, and
-    what it raises comes with a later one, or `flush`. Reads are not fenced, and see all writes. Checkpoints say which
-    run wrote them; what a run adds to a checkpoint of an earlier one is preceded by a copy of what was there
-    (rollback.py).
+    what it raises comes with a later one, or `flush`. Reads are not fenced, and see all writes. Of a thread that is new,
+    as nobody has ever claimed a run of it, nothing is read before the first write: there is nothing.
+
+    Checkpoints say which run wrote them; what a run adds to a checkpoint of an earlier one is preceded by a copy of
+    what was there (rollback.py).
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class FencedPostgresSaver(AsyncPostgresSaver):
         run_id: str,
         fence: int,
         behind: bool = False,
+        thread_is_new: bool = False,
         serde: SerializerProtocol | None = None,
     ) -> None:
         super().__init__(pool, serde=serde)
@@ -128,6 +131,7 @@ class FencedPostgresSaver(AsyncPostgresSaver):
         self._earlier: set[tuple[str, str]] = set()  # checkpoints of earlier runs that were read, as (ns, id)
         self._fence = fence
         self._behind = behind
+        self._is_empty = thread_is_new
         self._waiting: list[_Batch] = []
         self._writing: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
@@ -135,6 +139,8 @@ class FencedPostgresSaver(AsyncPostgresSaver):
         self._statements = _statements(schema)
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        if self._is_empty:
+            return None
         found = await self._read_tuple(config)
         if found is not None and found.metadata.get("run_id") != self._run_id:
             self._earlier.add(_place(found.config))
@@ -216,10 +222,13 @@ class FencedPostgresSaver(AsyncPostgresSaver):
             if self._behind:
                 self._writing.result()  # what failed stays failed: nothing that came later may be written without it
             self._writing = None
+        self._is_empty = False
         self._waiting.append(batch)
         if self._writing is None:
             self._hurry.clear()
             self._writing = asyncio.create_task(self._write_waiting())
+            # What a graph saves after its attempt has ended is refused, and nobody asks any more.
+            self._writing.add_done_callback(_taken_note_of)
         if not self._behind or len(self._waiting) >= MAX_WAITING:
             await self.flush()
 
@@ -273,6 +282,11 @@ class FencedPostgresSaver(AsyncPostgresSaver):
         found = await (await connection.execute(self._statements.read_fence, (self._thread_id,))).fetchone()
         now = "no longer there" if found is None else f"at {found['fence']}"
         return f"thread {self._thread_id}: this attempt wrote under fence {self._fence}, it is {now}"
+
+
+def _taken_note_of(writing: asyncio.Task[None]) -> None:
+    if not writing.cancelled():
+        writing.exception()
 
 
 def _place(config: RunnableConfig) -> tuple[str, str]:
