@@ -131,6 +131,9 @@ def measure(database_url: str) -> None:
         rows.append(load(database_url, [server.port], [server.pid]).row("serve, 10 at once"))
         rows.append(load(database_url, [server.port], [server.pid], separate=True).row("  POST /threads first"))
         rows.append(load(database_url, [server.port], [server.pid], durability="exit").row("  durability: exit"))
+    with Server(database_url, config=CONFIG, options=["--concurrency", "24"]) as server:
+        load(database_url, [server.port], [server.pid], runs=200)
+        rows.append(load(database_url, [server.port], [server.pid]).row("serve, 24 at once"))
     for processes, concurrency in ((1, 4), (2, 2)):
         with ExitStack() as stack:
             server = stack.enter_context(Server(database_url, config=CONFIG, options=["--no-worker"]))

@@ -105,8 +105,8 @@ class FencedPostgresSaver(AsyncPostgresSaver):
     """Writes one thread's checkpoints as long as the thread's fence is the one this attempt was given.
 
     Any write after that raises LeaseLost and changes nothing. With `behind` a write returns before it is durable, and
-    what it raises comes with a later one, or `flush`. Reads are not fenced, and see all writes. Of a thread that is new,
-    as nobody has ever claimed a run of it, nothing is read before the first write: there is nothing.
+    what it raises comes with a later one, or `flush`. Reads are not fenced, and see all writes. Of a thread that is
+    new, as nobody has ever claimed a run of it, nothing is read before the first write: there is nothing.
 
     Checkpoints say which run wrote them; what a run adds to a checkpoint of an earlier one is preceded by a copy of
     what was there (rollback.py).
