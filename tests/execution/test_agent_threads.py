@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 
 from runs_es.execution.agent_threads import AgentThreads
@@ -36,6 +37,16 @@ async def test_what_was_not_asked_for_by_to_thread_has_a_thread() -> None:
     assert await asyncio.get_running_loop().run_in_executor(threads, threading.get_ident) != threading.get_ident()
 
 
+async def test_agents_may_hand_what_has_no_name_to_a_thread() -> None:
+    class Named:
+        def __call__(self, text: str) -> int:
+            return int(text)
+
+    threads = AgentThreads(1, is_quick)
+    assert await where(threads, partial(int, "11"), 2) == 3
+    assert await where(threads, Named(), "4") == 4
+
+
 class Odd:
     """A value that nobody knows the size of."""
 
@@ -48,6 +59,9 @@ class Odd:
         ({"text": "x" * 20_000}, False),
         ({"messages": [AIMessage("x" * 20_000)]}, False),
         ({"messages": [AIMessage([{"type": "text", "text": "x" * 20_000}])]}, False),
+        ({"messages": [AIMessage("", tool_calls=[{"name": "f", "args": {"a": "x" * 20_000}, "id": "1"}])]}, False),
+        ({"messages": [ToolMessage("", tool_call_id="1", artifact=b"x" * 20_000)]}, False),
+        ({"messages": [HumanMessage("", extra="x" * 20_000)]}, False),
         (list(range(100)), False),
         ({"odd": Odd()}, False),
         (b"x" * 20_000, False),

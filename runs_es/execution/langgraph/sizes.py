@@ -9,6 +9,7 @@ from langchain_core.messages import BaseMessage
 from langgraph.checkpoint.base import BaseCheckpointSaver
 
 _SERIALIZES = frozenset({"_dump_blobs", "_dump_writes", "_load_writes"})
+_MORE = ("tool_calls", "invalid_tool_calls", "artifact", "tool_call_chunks")  # of some kinds of message, of any size
 _MAX_VALUES = 64
 _MAX_LENGTH = 16_384  # characters or bytes in all
 
@@ -18,7 +19,10 @@ def is_quick(function: Callable[..., Any], arguments: Sequence[Any]) -> bool:
 
     What a value is that is not plain, only its own type knows; that goes to a thread.
     """
-    if function.__name__ not in _SERIALIZES or not isinstance(getattr(function, "__self__", None), BaseCheckpointSaver):
+    # Whatever agents hand to a thread comes by here: partials and callable objects have no name.
+    if getattr(function, "__name__", None) not in _SERIALIZES:
+        return False
+    if not isinstance(getattr(function, "__self__", None), BaseCheckpointSaver):
         return False
     length = 0
     for values, size in enumerate(_sizes(arguments), 1):
@@ -37,6 +41,8 @@ def _sizes(value: Any) -> Iterator[int]:
             yield 0
         case BaseMessage():
             yield from _sizes((value.content, value.additional_kwargs, value.response_metadata))
+            more = (*(getattr(value, name, None) for name in _MORE), value.__pydantic_extra__)
+            yield from _sizes([each for each in more if each])
         case dict():
             for each in value.items():
                 yield from _sizes(each)
