@@ -206,6 +206,11 @@ class Thread:
         candidates = self.active.values() if begun is None else (begun,)
         return next((run for run in candidates if run.is_due(moment)), None)
 
+    def has_turns_before_a_new_run(self) -> bool:
+        """Whether a run that is created now has to wait for another one."""
+        moment = now()
+        return any(run.attempt > 0 or run.is_due(moment) for run in self.active.values())
+
     @property
     def in_flight(self) -> Run | None:
         """A copy of the run that a worker has claimed and not let go of."""

@@ -42,14 +42,15 @@ select queue, task, priority, case when due is null then thread end, case when d
     on conflict (queueing_lock) where status = 'todo'
 """
 
-# A thread has at most one job that waits, and it waits where the thread's next run belongs.
+# A thread has at most one job that waits, and it waits where the thread's next run belongs. What is inserted tells of
+# itself, what is moved does not.
 ENQUEUE = _INSERT + " do nothing"
 MOVE = f"""
 with placed as (
   {_INSERT} do update set queue_name = excluded.queue_name, priority = excluded.priority
    where (procrastinate_jobs.queue_name, procrastinate_jobs.priority) <> (excluded.queue_name, excluded.priority)
-  returning queue_name, id)
-{_TELL} placed
+  returning queue_name, id, xmax <> 0 moved)
+{_TELL} placed where moved
 """
 
 _FETCH = """
@@ -112,7 +113,18 @@ def enqueue_parameters(requests: Sequence[Request]) -> dict[str, Any]:
 
 
 Locate = Callable[[str], Place | None]
-_Wanted = tuple[str, Place | None, str | None]  # thread, place if known, due
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A thread wants a job: at `place`, or where its next run belongs. One that comes `behind` others of its thread
+    leaves their job where it waits.
+    """
+
+    thread_id: str
+    place: Place | None = None
+    due: str | None = None
+    behind: bool = False
 
 
 class Deferrals:
@@ -123,16 +135,16 @@ class Deferrals:
     def __init__(self, url: str, options: Mapping[str, object], locate: Locate) -> None:
         self._url, self._options, self._locate = url, dict(options), locate
         self._connection: psycopg.Connection[Any] | None = None
-        self._asked: deque[_Wanted] = deque()
+        self._asked: deque[Wanted] = deque()
         self._wake = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="runs-es queue", daemon=True)
         self._thread.start()
 
-    def ask(self, thread_id: str, place: Place | None, due: str | None) -> None:
+    def ask(self, wanted: Wanted) -> None:
         """Returns at once, from any thread."""
         with self._wake:
-            self._asked.append((thread_id, place, due))
+            self._asked.append(wanted)
             self._wake.notify()
 
     def close(self) -> None:
@@ -150,24 +162,38 @@ class Deferrals:
                     break
                 batch = [self._asked.popleft() for _ in range(min(len(self._asked), _BATCH))]
             try:
-                self._write(batch)
+                self._write_anew(batch)
             except Exception as error:  # noqa: BLE001  (said, and made good by the sweep)
                 self._disconnect()
                 logger.warning("%d threads could not be queued, the sweep will find them: %s", len(batch), error)
         self._disconnect()
 
-    def _write(self, batch: Sequence[_Wanted]) -> None:
-        """A new run's job changes nothing about one that waits already: that is for a run before it."""
-        new: dict[str, Request] = {}
-        located: dict[str, Request] = {}
+    def _write_anew(self, batch: Sequence[Wanted]) -> None:
+        """Where the connection has died since the last batch, over another: only so is that noticed."""
+        if self._connection is not None:
+            try:
+                self._write(batch)
+                return
+            except psycopg.OperationalError:
+                self._disconnect()
+        self._write(batch)
+
+    def _write(self, batch: Sequence[Wanted]) -> None:
+        """A thread's next run has its job where it belongs, whatever waits there for one that has gone. A run behind
+        others changes nothing about theirs, of those in this batch neither.
+        """
+        following: dict[str, Request] = {}
+        first: dict[str, Request] = {}
         delayed = []
-        for thread_id, known, due in batch:
-            place = known or self._located(thread_id)
-            if due is not None:
-                delayed.append(Request(thread_id, place or Place(), due))
+        for each in batch:
+            place = each.place or self._located(each.thread_id)
+            if each.due is not None:
+                delayed.append(Request(each.thread_id, place or Place(), each.due))
+            elif each.behind and place is not None:
+                following.setdefault(each.thread_id, Request(each.thread_id, place))
             elif place is not None:
-                (new if known else located)[thread_id] = Request(thread_id, place)
-        for statement, requests in ((ENQUEUE, [*new.values(), *delayed]), (MOVE, list(located.values()))):
+                first[each.thread_id] = Request(each.thread_id, place)
+        for statement, requests in ((MOVE, list(first.values())), (ENQUEUE, [*following.values(), *delayed])):
             if requests:
                 self._connected().execute(statement, enqueue_parameters(requests))
 

@@ -29,6 +29,7 @@ from runs_es.execution.jobs import (
     Deferrals,
     Locate,
     Request,
+    Wanted,
     enqueue_parameters,
     queue_name,
 )
@@ -91,12 +92,13 @@ class JobQueue:
         """Write what was asked for."""
         self._deferrals.close()
 
-    def wake(self, thread_id: str, *, due_at: str | None = None, run: Run | None = None) -> None:
-        """The thread has work, now or at `due_at`; `run` is what it is, as far as the caller knows. Returns at once and
-        does not raise: what fails to be queued, a sweep will find.
+    def wake(self, thread_id: str, *, due_at: str | None = None, run: Run | None = None, behind: bool = False) -> None:
+        """The thread has work, now or at `due_at`; `run` is what it is, as far as the caller knows, next or `behind`
+        others. Returns at once and does not raise: what fails to be queued, a sweep will find.
         """
         # Delayed ones come without the lock: one an hour ahead would hold up every later one of its thread.
-        self._deferrals.ask(thread_id, self._routes.place(run) if run is not None else None, due_at)
+        place = self._routes.place(run) if run is not None else None
+        self._deferrals.ask(Wanted(thread_id, place, due_at, behind))
 
 
 class _NewJobs(asyncio.Event):

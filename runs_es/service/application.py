@@ -218,8 +218,10 @@ class RunsApplicationService:
         self.check(command)
         thread_id = command.thread_id or new_id()
         run_id = command.run_id or new_id()
+        behind = [False]
 
         def decide(thread: Thread, _: Head) -> Decision:
+            behind[:] = [thread.has_turns_before_a_new_run()]
             if command.run_id is not None and not command.run_id_is_new and self._reader.run_facts(command.run_id):
                 raise ConflictError(f"Run with ID {command.run_id} already exists")
             facts = self._birth(thread, run_id, command)
@@ -234,7 +236,7 @@ class RunsApplicationService:
         run = Run(created)
         # Where it took the place of others, their job may wait elsewhere: then it is looked up where the next belongs.
         alone = all(getattr(fact, "run_id", run_id) == run_id for fact in decided.facts)
-        self._scheduler.wake(thread_id, due_at=created.due_at, run=run if alone else None)
+        self._scheduler.wake(thread_id, due_at=created.due_at, run=run if alone else None, behind=alone and behind[0])
         return RunSnapshot.from_run(run)
 
     def _made_before(self, thread_id: str, key: str | None) -> RunSnapshot:

@@ -84,8 +84,10 @@ class RunExecutionHandle(Protocol):
 class RunExecutionScheduler(Protocol):
     """Says who should work. Called after the commit; losing a call costs a sweep, not a run."""
 
-    def wake(self, thread_id: str, *, due_at: str | None = None, run: Run | None = None) -> None:
-        """The thread has work, now or at `due_at`; `run` is what it is, as far as the caller knows. Returns at once."""
+    def wake(self, thread_id: str, *, due_at: str | None = None, run: Run | None = None, behind: bool = False) -> None:
+        """The thread has work, now or at `due_at`; `run` is what it is, as far as the caller knows, next or `behind`
+        others. Returns at once.
+        """
 
 
 class RunSupervisor(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -15,7 +16,7 @@ from procrastinate.exceptions import ConnectorException
 
 from runs_es.domain import LeaseLost, Provenance, Recorded, RequeueCause, RunRequeued, Thread
 from runs_es.execution import ActiveRun, RunOutcome
-from runs_es.execution.jobs import BatchedJobs
+from runs_es.execution.jobs import BatchedJobs, Deferrals
 from runs_es.execution.queue import JobQueue, QueueWorker
 from runs_es.execution.routes import DEFAULT_QUEUE, Place, Routes, located
 from runs_es.execution.sweep import Sweep
@@ -395,3 +396,57 @@ async def test_a_job_moves_to_where_the_threads_next_run_belongs_when_what_was_b
         await until(lambda: in_queue(settings, waits) == [("runs", -2)])
 
     await within(queues, body, work=False)
+
+
+async def test_a_job_that_was_left_behind_does_not_keep_the_threads_next_run_in_its_queue(settings: Settings) -> None:
+    queues = settings.model_copy(update={"queues": {"gpu": ["heavy"]}})
+    waits = "select queue_name, priority from procrastinate_jobs"
+
+    async def body(store: Store) -> None:
+        heavy = await store.service.create_background(command(assistant_id="heavy", config={"priority": -3}))
+        await store.service.create_background(command(after_seconds=3600))
+        await until(lambda: ("runs.gpu", -6) in in_queue(settings, waits))
+        await store.service.cancel(CancelRunCommand(run_id=heavy.run_id, thread_id=heavy.thread_id))
+        await store.service.create_background(command(config={"priority": 1}))
+        await until(lambda: ("runs", 2) in in_queue(settings, waits))
+
+    await within(queues, body, work=False)
+
+
+async def test_of_runs_that_come_together_the_first_says_where_their_thread_waits(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queues = settings.model_copy(update={"queues": {"gpu": ["heavy"]}})
+    go = threading.Event()
+    write = Deferrals._write
+
+    def later(deferrals: Deferrals, batch: Any) -> None:
+        go.wait()
+        write(deferrals, batch)
+
+    async def body(store: Store) -> None:
+        monkeypatch.setattr(Deferrals, "_write", later)
+        await store.service.create_background(command("other"))
+        for assistant_id in ("a", "heavy"):
+            await store.service.create_background(command("t", assistant_id))
+        go.set()
+        await asyncio.to_thread(store.queue.close)
+        assert in_queue(settings, "select queue_name from procrastinate_jobs where lock = 't'") == [("runs",)]
+
+    await within(queues, body, work=False)
+
+
+async def test_a_connection_of_the_queue_that_died_loses_no_job(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    theirs = "from pg_stat_activity where application_name = 'runs-es queue' and datname = current_database()"
+
+    async def body(store: Store) -> None:
+        for name in ("t", "u"):
+            await store.service.create_background(command(name))
+            await until(lambda: in_queue(settings, "select 1 from procrastinate_jobs where lock = %s", name))  # noqa: B023
+            in_queue(settings, f"select pg_terminate_backend(pid) {theirs}")
+            await until(lambda: not in_queue(settings, f"select 1 {theirs}"))
+        assert "could not be queued" not in caplog.text
+
+    await within(settings, body, work=False)
