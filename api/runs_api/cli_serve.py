@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
@@ -155,7 +155,9 @@ def _work_until_empty(store: Store, worker: WorkerSupervisor, queues: Collection
     with Progress(TextColumn("draining"), BarColumn(), MofNCompleteColumn(), console=out, transient=True) as progress:
         task = progress.add_task("", total=None)
         while worker.is_alive and not stopping.is_set():
-            left = _left(store, wanted)
+            left = _left(store, wanted, lambda: worker.is_alive and not stopping.wait(_LOOK_SECONDS))
+            if left is None:
+                break
             most = max(most, done + left)
             done = most - left
             progress.update(task, total=most, completed=done)
@@ -165,8 +167,10 @@ def _work_until_empty(store: Store, worker: WorkerSupervisor, queues: Collection
     out.print(f"drained: {done} runs have ended" if not stopping.is_set() else f"{most - done} runs are left")
 
 
-def _left(store: Store, queues: Collection[str]) -> int:
-    """Due runs of the queues that workers of this store may execute: not those of external ones."""
+def _left(store: Store, queues: Collection[str], goes_on: Callable[[], bool]) -> int | None:
+    """Due runs of the queues that workers of this store may execute: not those of external ones. None where that is not
+    known before it `goes_on` no longer: a read model that stands still may do so for ever.
+    """
     external = store.external.assistants.ids
     while True:
         with suppress(StoreUnavailable):  # the read model is behind
@@ -175,6 +179,8 @@ def _left(store: Store, queues: Collection[str]) -> int:
                 for (assistant_id, graph_id), count in store.runs.due().items()
                 if assistant_id not in external and store.routes.queue_of(assistant_id, graph_id) in queues
             )
+        if not goes_on():
+            return None
 
 
 def _settings(concurrency: int | None) -> Settings:

@@ -274,7 +274,8 @@ class QueueWorker:
 
     async def _advance(self, thread_id: str) -> None:
         await self._work(thread_id)
-        if thread_id in self._passed:
+        # A worker that stops leaves the thread's later runs to others, and this job was theirs too.
+        if thread_id in self._passed or self._stopping.is_set():
             self._passed.discard(thread_id)
             await self._wake(thread_id)  # before this job ends: its end tells them
 

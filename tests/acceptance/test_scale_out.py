@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Sequence
 from datetime import datetime
@@ -188,3 +189,48 @@ def test_an_assistant_waits_in_one_queue_only_and_default_cannot_be_named() -> N
 def test_work_refuses_a_queue_that_no_run_can_be_in(settings: Settings) -> None:
     with work(settings, "--queue", "gqu") as worker:
         assert worker.wait(20) == 2
+
+
+def test_a_drain_ends_with_sigterm_also_where_the_read_model_stands_still(settings: Settings) -> None:
+    with open_store(settings, config=CONFIG, work=False) as store:
+        create(store, [ask()])
+        store.projector.wait_for(store.log.reader.last_position(), 10)
+    with psycopg.connect(str(settings.database_url)) as holding:
+        # Whoever would lead the read models waits for the one who holds them.
+        holding.execute(f"lock table {SCHEMA}.tracking in exclusive mode")
+        with work(settings, "--drain", "--config", str(CONFIG), RUNS_ES_LIST_WAIT_SECONDS="0.1") as worker:
+            assert worker.stdout is not None
+            assert "runs-es worker" in worker.stdout.readline()
+            while not run_ids(settings, "run.completed"):
+                pass
+            worker.terminate()
+            printed, _ = worker.communicate(timeout=30)
+    assert worker.returncode == 0
+    assert "drained" not in printed
+
+
+def test_a_worker_that_is_taken_away_leaves_the_later_runs_of_its_thread_a_job(settings: Settings) -> None:
+    thread_id = str(uuid.uuid4())
+    with open_store(settings, executor=Named(), work=False) as store:
+        create(store, [ask(thread_id=thread_id) for _ in range(2)])
+
+    class UntilStopped(Named):
+        async def execute(self, run: ActiveRun) -> None:
+            await super().execute(run)
+            await asyncio.to_thread(stopping.wait)
+
+    stopping = threading.Event()
+    executor = UntilStopped()
+    with open_store(settings, executor=executor) as store:
+        assert store.worker is not None
+        while not executor.begun:
+            pass
+        store.worker.drain()
+        assert store.worker._jobs is not None
+        while not store.worker._jobs._stopping.is_set():
+            pass
+        stopping.set()
+    assert len(run_ids(settings, "run.started")) == 1
+    with psycopg.connect(str(settings.database_url)) as connection:
+        jobs = connection.execute(f"select status::text, lock from {SCHEMA}_queue.procrastinate_jobs").fetchall()
+    assert jobs == [("todo", thread_id)]
