@@ -19,6 +19,7 @@ import psycopg
 import pytest
 from pydantic import ValidationError
 
+from runs_api.cli_serve import _work_until_empty
 from runs_es.execution.protocol import ActiveRun
 from runs_es.service.commands import CreateRunCommand
 from runs_es.settings import Settings
@@ -191,22 +192,22 @@ def test_work_refuses_a_queue_that_no_run_can_be_in(settings: Settings) -> None:
         assert worker.wait(20) == 2
 
 
-def test_a_drain_ends_with_sigterm_also_where_the_read_model_stands_still(settings: Settings) -> None:
-    with open_store(settings, config=CONFIG, work=False) as store:
-        create(store, [ask()])
-        store.projector.wait_for(store.log.reader.last_position(), 10)
-    with psycopg.connect(str(settings.database_url)) as holding:
-        # Whoever would lead the read models waits for the one who holds them.
-        holding.execute(f"lock table {SCHEMA}.tracking in exclusive mode")
-        with work(settings, "--drain", "--config", str(CONFIG), RUNS_ES_LIST_WAIT_SECONDS="0.1") as worker:
-            assert worker.stdout is not None
-            assert "runs-es worker" in worker.stdout.readline()
-            while not run_ids(settings, "run.completed"):
-                pass
-            worker.terminate()
-            printed, _ = worker.communicate(timeout=30)
-    assert worker.returncode == 0
-    assert "drained" not in printed
+def test_a_drain_can_be_stopped_also_where_the_read_model_stands_still(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopping = threading.Event()
+    with open_store(settings.model_copy(update={"list_wait_seconds": 0.1}), executor=Named()) as store:
+        assert store.worker is not None
+        store.projector.close()
+        made = create(store, [ask()])
+        while run_ids(settings, "run.completed") != made:
+            pass
+        draining = threading.Thread(target=_work_until_empty, args=(store, store.worker, (), stopping), daemon=True)
+        draining.start()
+        stopping.set()
+        draining.join(10)
+        assert not draining.is_alive()
+    assert "drained" not in capsys.readouterr().out
 
 
 def test_a_worker_that_is_taken_away_leaves_the_later_runs_of_its_thread_a_job(settings: Settings) -> None:
