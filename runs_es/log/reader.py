@@ -49,6 +49,7 @@ select h.head, h.revision, h.fence, h.frames, f.* from heads h left join lateral
    and f.revision > %s and f.topic <> all(%s) order by f.revision) f on true where h.thread_id = %s
 """
 _TRIES = 3
+_NO_CONNECTION = "the database does not answer, or all of read_pool_size is busy"
 NOBODY = Provenance()
 
 
@@ -171,7 +172,7 @@ class LogReader:
             with self._pool.connection() as connection:
                 yield connection
         except PoolTimeout as error:
-            raise StoreUnavailable("the database does not answer, or all of read_pool_size is busy") from error
+            raise StoreUnavailable(_NO_CONNECTION) from error
         except OperationalError as error:
             raise StoreUnavailable(f"the database does not answer: {error}") from error
 
@@ -185,7 +186,9 @@ class LogReader:
         try:
             with self._pool.connection() as connection:
                 return connection.execute(statement, parameters, binary=True).fetchall()
-        except (OperationalError, PoolTimeout):
+        except PoolTimeout as error:
+            raise StoreUnavailable(_NO_CONNECTION) from error
+        except OperationalError:
             pass
         finally:
             self._unchecked.now = False

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import psycopg
+from contextlib import closing
 
+import psycopg
+import pytest
+
+from runs_es.domain import StoreUnavailable
 from runs_es.log.append import Append, PageItem
 from runs_es.log.event_log import EventLog
 from runs_es.log.pages import frame
+from runs_es.log.reader import LogReader
+from tests.conftest import SCHEMA
 from tests.log.recording import Recording
 
 ROWS = 1500
@@ -37,3 +43,14 @@ def fetched(log: EventLog, url: str) -> int:
         row = connection.execute(READ).fetchone()
     assert row is not None
     return int(row[0])
+
+
+def test_who_finds_all_connections_busy_waits_for_one_once(database_url: str) -> None:
+    with EventLog(database_url) as log, closing(LogReader(database_url, SCHEMA, pool_size=1, timeout=0.2)) as reader:
+        recording = Recording(log)
+        assert reader.lifecycle(recording.thread_id)[0] is not None
+        with reader.connection():
+            before = reader._pool.get_stats().get("requests_errors", 0)
+            with pytest.raises(StoreUnavailable, match="busy"):
+                reader.lifecycle(recording.thread_id)
+            assert reader._pool.get_stats()["requests_errors"] - before == 1
