@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import procrastinate
@@ -23,6 +25,7 @@ from runs_es.domain import Run
 from runs_es.execution.blocking import blocking
 from runs_es.execution.jobs import (
     ADVANCE,
+    ENQUEUE,
     MOVE,
     WAKE,
     BatchedJobs,
@@ -39,6 +42,8 @@ from runs_es.log.session import KEEPALIVE
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 2.0
+_SEND_BACK_SECONDS = 1.0
+_SENT_KEPT = 1024
 
 Advance = Callable[[str], Awaitable[None]]
 
@@ -166,7 +171,8 @@ class QueueWorker:
         self._app.task(name=ADVANCE)(self._advance)
         self._app.task(name=WAKE)(self._wake)
         self._work = advance
-        self._passed: set[str] = set()
+        self._passed: dict[str, str] = {}  # thread: run
+        self._sent: OrderedDict[str, str] = OrderedDict()  # the newest of them
         self._concurrency = concurrency
         self._heartbeat = heartbeat_seconds
         self._lease = lease_seconds
@@ -268,16 +274,40 @@ class QueueWorker:
             stopping.cancel()
             await self._manager.give_back()
 
-    def pass_over(self, thread_id: str) -> None:
+    def pass_over(self, thread_id: str, run_id: str) -> None:
         """The thread's next run is for a worker of another queue. From any thread, while `advance` works on it."""
-        self._passed.add(thread_id)
+        self._passed[thread_id] = run_id
 
     async def _advance(self, thread_id: str) -> None:
         await self._work(thread_id)
+        run_id = self._passed.pop(thread_id, None)
+        if run_id is not None and self._sent.get(thread_id) == run_id:
+            await self._send_later(thread_id)
         # A worker that stops leaves the thread's later runs to others, and this job was theirs too.
-        if thread_id in self._passed or self._stopping.is_set():
-            self._passed.discard(thread_id)
+        elif run_id is not None or self._stopping.is_set():
             await self._wake(thread_id)  # before this job ends: its end tells them
+        if run_id is not None:
+            self._sent[thread_id] = run_id
+            self._sent.move_to_end(thread_id)
+            while len(self._sent) > _SENT_KEPT:
+                self._sent.popitem(last=False)
+
+    async def _send_later(self, thread_id: str) -> None:
+        """Of a run that was sent on and came back, because its queue's workers know another queue for it: so its job
+        goes from one to the other until somebody's settings change, but not all the time.
+        """
+        place = await blocking(self._locate, thread_id)
+        if place is not None:
+            logger.warning(
+                "thread %s waits for %s, whose workers send it back: is RUNS_ES_QUEUES the same everywhere?",
+                thread_id,
+                place.queue,
+            )
+            due = datetime.now(UTC) + timedelta(seconds=_SEND_BACK_SECONDS)
+            request = Request(thread_id, place, due.isoformat())
+            await self._app.connector.execute_query_all_async(
+                f"{ENQUEUE} returning id", **enqueue_parameters([request])
+            )
 
     async def _wake(self, thread_id: str, *, begun: bool = False) -> None:
         """Give the thread a job where its next run belongs, if it has one. What has `begun` does not wait behind all

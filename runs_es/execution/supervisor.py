@@ -187,7 +187,7 @@ class WorkerSupervisor:
         if self._routes.takes(run, self._queues):
             return self._accepts(run)
         if self._jobs is not None:
-            self._jobs.pass_over(run.thread_id)
+            self._jobs.pass_over(run.thread_id, run.run_id)
         return False
 
     async def _sweep(self, sweep: Sweep) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Sequence
 from datetime import datetime
@@ -21,6 +22,7 @@ from pydantic import ValidationError
 
 from runs_api.cli_serve import _work_until_empty
 from runs_es.execution.protocol import ActiveRun
+from runs_es.execution.queue import QueueWorker
 from runs_es.service.commands import CreateRunCommand
 from runs_es.settings import Settings
 from runs_projections.wiring import Store, open_store
@@ -235,3 +237,30 @@ def test_a_worker_that_is_taken_away_leaves_the_later_runs_of_its_thread_a_job(s
     with psycopg.connect(str(settings.database_url)) as connection:
         jobs = connection.execute(f"select status::text, lock from {SCHEMA}_queue.procrastinate_jobs").fetchall()
     assert jobs == [("todo", thread_id)]
+
+
+def test_a_job_that_workers_of_different_settings_send_to_each_other_is_not_sent_all_the_time(
+    settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[float] = []
+    enough = threading.Event()
+    pass_over = QueueWorker.pass_over
+
+    def noted(worker: QueueWorker, thread_id: str, run_id: str) -> None:
+        if thread_id not in worker._passed:
+            looked.append(time.monotonic())
+            if len(looked) > 3:
+                enough.set()
+        pass_over(worker, thread_id, run_id)
+
+    monkeypatch.setattr(QueueWorker, "pass_over", noted)
+    gpu = settings.model_copy(update={"queues": {"gpu": ["other"]}, "sweep_seconds": 30.0})
+    plain = settings.model_copy(update={"queues": {"gpu": ["none"]}, "sweep_seconds": 30.0})
+    with (
+        open_store(gpu, executor=Named(), queues=["default"]) as store,
+        open_store(plain, executor=Named(), queues=["gpu"]),
+    ):
+        create(store, [ask("other")])
+        assert enough.wait(30)
+    assert looked[3] - looked[0] > 0.5
+    assert "is RUNS_ES_QUEUES the same everywhere?" in caplog.text
