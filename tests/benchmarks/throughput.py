@@ -28,7 +28,7 @@ from tests.conftest import SCHEMA
 CONFIG = Path(__file__).parent / "noop" / "langgraph.json"
 RUNS = 1000
 CLIENTS = 16
-ROUNDS = 5  # of workers apart, one after the other; the median is shown
+ROUNDS = 3  # of one process against two, in turns; the median is shown
 PATIENCE_SECONDS = 120
 _context: Any = multiprocessing.get_context("forkserver")
 
@@ -124,6 +124,16 @@ def workers(database_url: str, count: int, concurrency: int) -> Iterator[list[in
             process.wait(30)
 
 
+def _servers(database_url: str, processes: int, concurrency: int) -> Load:
+    """So many servers that execute runs as well."""
+    with ExitStack() as stack:
+        options = ["--concurrency", str(concurrency)]
+        servers = [stack.enter_context(Server(database_url, config=CONFIG, options=options)) for _ in range(processes)]
+        ports, pids = [server.port for server in servers], [server.pid for server in servers]
+        load(database_url, ports, pids, runs=200)
+        return load(database_url, ports, pids)
+
+
 def _apart(database_url: str, processes: int, concurrency: int) -> Load:
     """A server that executes nothing, and so many workers."""
     with ExitStack() as stack:
@@ -144,13 +154,15 @@ def measure(database_url: str) -> None:
     with Server(database_url, config=CONFIG, options=["--concurrency", "24"]) as server:
         load(database_url, [server.port], [server.pid], runs=200)
         rows.append(load(database_url, [server.port], [server.pid]).row("serve, 24 at once"))
-    apart: dict[tuple[int, int], list[Load]] = {(1, 4): [], (2, 2): []}
+    cases = [(form, *shape) for form in (_servers, _apart) for shape in ((1, 4), (2, 2))]
+    loads: dict[Any, list[Load]] = {case: [] for case in cases}
     for _ in range(ROUNDS):
-        for (processes, concurrency), loads in apart.items():
-            loads.append(_apart(database_url, processes, concurrency))
-    for (processes, concurrency), loads in apart.items():
-        middle = sorted(loads, key=lambda each: each.executed)[ROUNDS // 2]
-        rows.append(middle.row(f"serve, {processes} x work, {concurrency} each"))
+        for form, processes, concurrency in cases:
+            loads[form, processes, concurrency].append(form(database_url, processes, concurrency))
+    for form, processes, concurrency in cases:
+        middle = sorted(loads[form, processes, concurrency], key=lambda each: each.executed)[ROUNDS // 2]
+        what = f"{processes} x serve" if form is _servers else f"serve, {processes} x work"
+        rows.append(middle.row(f"{what}, {concurrency} each"))
     show(
         f"{RUNS:,} runs of a graph that does nothing, {CLIENTS} clients: runs a second; answer to the creation and"
         " creation to terminal fact, ms; CPU of our processes, ms a run",
