@@ -30,7 +30,7 @@ from tests.benchmarks.figures import percentile, show
 from tests.conftest import SCHEMA
 from tests.log.test_library import library_environment
 
-FACTS = 60_000
+FACTS = 240_000
 ROUNDS = 3
 SECONDS = 4.0
 LAG_SECONDS = 20.0

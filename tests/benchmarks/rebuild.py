@@ -28,7 +28,7 @@ from tests.benchmarks.figures import console, percentile, show
 from tests.conftest import SCHEMA
 
 FACTS = int(os.environ.get("RUNS_ES_BENCH_FACTS", "1000000"))
-CALM_SECONDS = 15.0
+CALM_SECONDS = 40.0
 READERS, WRITERS, PAUSE = 3, 2, 0.05
 
 

@@ -156,10 +156,11 @@ def measure(database_url: str) -> None:
         for number in range(ROUNDS):
             with load.phase("quiet"):
                 load.stopping.wait(QUIET_SECONDS)
-            with load.phase("retention"):
-                sizes.append(work(connection, settings, STATUSES[number : number + 1]))
-            with load.phase("the second after"):
-                load.stopping.wait(1)
+            with load.phase("both"):
+                with load.phase("retention"):
+                    sizes.append(work(connection, settings, STATUSES[number : number + 1]))
+                with load.phase("the second after"):
+                    load.stopping.wait(1)
             if number == 0:
                 told = asyncio.run(gap_of(log, cut))
                 pages = [row for row in log.reader.rows_after(cut.thread_id, 0, 1000) if row.is_page]
@@ -180,7 +181,7 @@ def measure(database_url: str) -> None:
 def _report(load: Load) -> None:
     quiet = [percentile(taken, 0.99) for taken in load.taken("quiet")]
     rows = []
-    for name in ("quiet", "retention", "the second after"):
+    for name in ("quiet", "retention", "the second after", "both"):
         rounds = [taken for taken in load.taken(name) if taken]
         p99 = [percentile(taken, 0.99) for taken in rounds]
         ratios = [a / b for a, b in zip(p99, quiet, strict=False)]

@@ -210,6 +210,42 @@ async def test_of_a_new_thread_nothing_is_read_before_something_was_written(
     assert found.config == saved
 
 
+async def test_the_state_that_a_run_has_just_left_is_not_read_unless_something_was_added_to_it(
+    pool: CheckpointPool, thread_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = saver_of(pool, thread_id, behind=True)
+    read = saver._read_tuple
+    reads: list[Any] = []
+
+    async def noted(config: Any) -> Any:
+        reads.append(config)
+        return await read(config)
+
+    monkeypatch.setattr(saver, "_read_tuple", noted)
+    begun = empty_checkpoint()
+    begun["channel_values"], begun["channel_versions"] = {"kept": ["a"], "short": "text"}, {"kept": "1", "short": "1"}
+    first = await saver.aput(config_of(thread_id), begun, NO_METADATA, {"kept": "1"})
+    at_hand = await saver.aget_tuple(config_of(thread_id))
+    assert reads == []
+    stored = await saver.aget_tuple(first)
+    assert at_hand is not None
+    assert stored is not None
+    assert at_hand.config == stored.config
+    assert at_hand.checkpoint == stored.checkpoint
+    assert at_hand.parent_config is stored.parent_config is None
+    await saver.aput_writes(first, [("kept", ["more"])], "task")
+    found = await saver.aget_tuple(config_of(thread_id))
+    assert found is not None
+    assert found.pending_writes == [("task", "kept", ["more"])]
+    late = empty_checkpoint()
+    await saver.aput_writes(config_of(thread_id, checkpoint_id=late["id"]), [("kept", ["early"])], "task")
+    await saver.aput(first, late, NO_METADATA, {})
+    found = await saver.aget_tuple(config_of(thread_id))
+    assert found is not None
+    assert (found.checkpoint["id"], found.pending_writes) == (late["id"], [("task", "kept", ["early"])])
+    assert len(reads) == 3
+
+
 async def test_a_write_behind_that_is_refused_fails_the_next_one_and_all_after_it(
     pool: CheckpointPool, claimer: psycopg.AsyncConnection[Any], thread_id: str
 ) -> None:

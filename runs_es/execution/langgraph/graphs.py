@@ -19,6 +19,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -42,6 +43,7 @@ class GraphLoadError(Exception):
     """A graph or its configuration cannot be loaded; the message says which, where, and what to do."""
 
 
+@lru_cache(maxsize=1024)
 def assistant_id(name: str) -> str:
     """The id that every server gives the assistant of the graph called `name`."""
     return str(uuid5(_ASSISTANTS, name))

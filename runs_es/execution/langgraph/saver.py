@@ -33,6 +33,7 @@ from runs_es.log.session import KEEPALIVE
 
 CheckpointPool = AsyncConnectionPool[AsyncConnection[DictRow]]
 
+_PLACE = ("checkpoint_ns", "checkpoint_id")
 _TRIES = 3
 MAX_WAITING = 64  # writes, before a graph that is faster than the disk waits
 _COLLECT_SECONDS = 0.005  # a graph of short steps has several writes by then, and they cost as much as one
@@ -132,6 +133,8 @@ class FencedPostgresSaver(AsyncPostgresSaver):
         self._fence = fence
         self._behind = behind
         self._is_empty = thread_is_new
+        self._newest: CheckpointTuple | None = None  # the graph's, where this run made it and nothing was added to it
+        self._written_to: set[tuple[str, str]] = set()  # checkpoints that this run added writes to
         self._waiting: list[_Batch] = []
         self._writing: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
@@ -141,6 +144,8 @@ class FencedPostgresSaver(AsyncPostgresSaver):
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         if self._is_empty:
             return None
+        if self._newest is not None and not any(config["configurable"].get(key) for key in _PLACE):
+            return self._newest  # how a run ends is asked of the state that it has just left
         found = await self._read_tuple(config)
         if found is not None and found.metadata.get("run_id") != self._run_id:
             self._earlier.add(_place(found.config))
@@ -165,12 +170,20 @@ class FencedPostgresSaver(AsyncPostgresSaver):
     ) -> RunnableConfig:
         self._must_be_mine(config["configurable"]["thread_id"])
         own = cast("CheckpointMetadata", {**metadata, "run_id": self._run_id})
-        return await super().aput(config, checkpoint, own, new_versions)
+        saved = await super().aput(config, checkpoint, own, new_versions)
+        if not saved["configurable"].get("checkpoint_ns"):
+            parent = config if config["configurable"].get("checkpoint_id") else None
+            is_last_word = _place(saved) not in self._written_to
+            self._newest = CheckpointTuple(saved, checkpoint, own, parent, []) if is_last_word else None
+        return saved
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         self._must_be_mine(config["configurable"]["thread_id"])
+        self._written_to.add(_place(config))
+        if self._newest is not None and _place(config) == _place(self._newest.config):
+            self._newest = None
         if _place(config) in self._earlier:
             await self._keep(config)
         await super().aput_writes(config, writes, task_id, task_path)
@@ -188,10 +201,12 @@ class FencedPostgresSaver(AsyncPostgresSaver):
         batch = _Batch()
         for statement in self._statements.take_back:
             await batch.execute(statement, {"thread": self._thread_id, "run": self._run_id})
+        self._newest = None
         await self._commit(batch)
 
     async def adelete_thread(self, thread_id: str) -> None:
         self._must_be_mine(thread_id)
+        self._newest = None
         await super().adelete_thread(thread_id)
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
