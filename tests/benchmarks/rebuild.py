@@ -101,8 +101,10 @@ def measure(database_url: str) -> None:
     console.print(f"all read models by the live driver in {taken:.0f} s, {facts / taken:,.0f} facts/s")
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute("vacuum analyze")
-        rows = connection.execute(f"select thread_id from {SCHEMA}.threads tablesample bernoulli (5)").fetchall()
+        (table,) = (each.table.name for each in PROJECTIONS if each.name == "threads")
+        rows = connection.execute(f"select thread_id from {SCHEMA}.{table} tablesample bernoulli (5)").fetchall()
         THREADS[:] = [thread_id for (thread_id,) in rows]
+        assert THREADS
     with Server(database_url, env={"RUNS_ES_LIST_WAIT_SECONDS": "10"}) as server:
         traffic = Traffic(server.url)
         with traffic.flowing():

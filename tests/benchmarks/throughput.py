@@ -154,7 +154,7 @@ def measure(database_url: str) -> None:
     with Server(database_url, config=CONFIG, options=["--concurrency", "24"]) as server:
         load(database_url, [server.port], [server.pid], runs=200)
         rows.append(load(database_url, [server.port], [server.pid]).row("serve, 24 at once"))
-    cases = [(form, *shape) for form in (_servers, _apart) for shape in ((1, 4), (2, 2))]
+    cases = [(form, *shape) for form in (_servers, _apart) for shape in ((1, 4), (2, 2), (2, 10))]
     loads: dict[Any, list[Load]] = {case: [] for case in cases}
     for _ in range(ROUNDS):
         for form, processes, concurrency in cases:

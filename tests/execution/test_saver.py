@@ -246,6 +246,21 @@ async def test_the_state_that_a_run_has_just_left_is_not_read_unless_something_w
     assert len(reads) == 3
 
 
+async def test_states_of_other_threads_are_read_whatever_is_known_of_its_own(
+    pool: CheckpointPool, claimer: psycopg.AsyncConnection[Any], thread_id: str
+) -> None:
+    await claimer.execute("insert into runs_es.heads (thread_id, head, revision, fence) values ('other', 1, 1, 1)")
+    saved = await write_something(saver_of(pool, "other"), "other")
+    saver = FencedPostgresSaver(
+        pool, schema=SCHEMA, thread_id=thread_id, run_id="run", fence=1, behind=True, thread_is_new=True
+    )
+    for _ in range(2):
+        found = await saver.aget_tuple(config_of("other"))
+        assert found is not None
+        assert found.config == saved
+        await saver.aput(config_of(thread_id), empty_checkpoint(), NO_METADATA, {})
+
+
 async def test_a_write_behind_that_is_refused_fails_the_next_one_and_all_after_it(
     pool: CheckpointPool, claimer: psycopg.AsyncConnection[Any], thread_id: str
 ) -> None:

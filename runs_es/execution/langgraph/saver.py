@@ -142,10 +142,12 @@ class FencedPostgresSaver(AsyncPostgresSaver):
         self._statements = _statements(schema)
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        if self._is_empty:
-            return None
-        if self._newest is not None and not any(config["configurable"].get(key) for key in _PLACE):
-            return self._newest  # how a run ends is asked of the state that it has just left
+        asked = config["configurable"]
+        if asked["thread_id"] == self._thread_id:  # a graph may look at other threads as well
+            if self._is_empty:
+                return None
+            if self._newest is not None and not any(asked.get(key) for key in _PLACE):
+                return self._newest  # how a run ends is asked of the state that it has just left
         found = await self._read_tuple(config)
         if found is not None and found.metadata.get("run_id") != self._run_id:
             self._earlier.add(_place(found.config))
