@@ -202,7 +202,7 @@ async def race(servers: list[Server], log: LogReader, dice: random.Random) -> st
     seen = dice.randint(0 if action == "interrupt" else 1, 14)  # who comes after a rollback finds no stream
     thread_id = await new_thread(servers)
     async with httpx.AsyncClient(base_url=servers[1].url, timeout=60) as client:
-        given = said(5, dice.choice((0, 0.002, 0.01)))
+        given = said(5, dice.choice((0, 0.005, 0.02, 0.05)))
         body = {"assistant_id": "agent", "input": given, "stream_mode": ["messages-tuple", "values"]}
         run_id = (await client.post(f"/threads/{thread_id}/runs", json=body)).json()["run_id"]
         where = f"/threads/{thread_id}/runs/{run_id}"
