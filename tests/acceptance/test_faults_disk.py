@@ -24,7 +24,7 @@ from tests.acceptance.oracle import SEED, Client, Ledger, create, ended_well, sa
 from tests.acceptance.server import Server
 from tests.conftest import SCHEMA
 
-DISK_BYTES = 8 * 1024 * 1024
+DISK_BYTES = 32 * 1024 * 1024
 ENV = {
     "RUNS_ES_STREAM_HEARTBEAT_SECONDS": "0.2",
     "RUNS_ES_PUBLISH_BUFFER_BYTES": "4096",
