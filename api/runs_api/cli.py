@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
 
 import psycopg
 import typer
@@ -40,9 +39,6 @@ from runs_es.domain import StoreUnavailable, UnknownTopic
 from runs_es.execution.langgraph.graphs import GraphLoadError
 from runs_es.settings import Settings
 from runs_projections.loading import ProjectionLoadError
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     name="runs-es",

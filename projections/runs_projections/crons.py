@@ -19,7 +19,7 @@ from runs_es.domain import (
 )
 from runs_es.service.crons import CronSnapshot
 from runs_projections.projection import BIGINT, BOOL, JSON, JSONB, TEXT, TIME, Column, Key, Projection, Table, changed
-from runs_projections.stored_text import encoded, utc
+from runs_projections.stored_text import encoded, moment_of
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,6 @@ def _created(fact: CronCreated, recorded: Recorded) -> CronRow:
     )
 
 
-def _order(name: str) -> Any:
-    return lambda row: utc(time) if (time := getattr(row, name)) is not None else None
-
-
 CRONS = Projection(
     name="crons",
     version=1,
@@ -123,10 +119,10 @@ CRONS = Projection(
             Column("updated_at", TEXT),
             Column("next_run_date", TEXT),
             Column("revision", BIGINT),
-            Column("created_order", TIME, _order("created_at")),
-            Column("updated_order", TIME, _order("updated_at")),
-            Column("end_order", TIME, _order("end_time")),
-            Column("next_order", TIME, _order("next_run_date")),
+            Column("created_order", TIME, moment_of("created_at")),
+            Column("updated_order", TIME, moment_of("updated_at")),
+            Column("end_order", TIME, moment_of("end_time")),
+            Column("next_order", TIME, moment_of("next_run_date")),
             Column("searchable", JSONB, lambda row: row.metadata),
         ),
     ),

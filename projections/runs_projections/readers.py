@@ -151,13 +151,16 @@ class ProjectedRuns:
             ).fetchall()
         return [thread_id for (thread_id,) in rows]
 
+    def _must_be_current(self) -> None:
+        if not self._table.is_current(self._reader.last_position()):
+            raise StoreUnavailable("the list of runs lags behind the log; try again")
+
     def due(self) -> dict[tuple[str, str | None], int]:
         """How many runs are running, or pending and due, by (assistant, graph).
 
         Raises StoreUnavailable when the read model does not catch up in time: nobody is to believe that these are all.
         """
-        if not self._table.is_current(self._reader.last_position()):
-            raise StoreUnavailable("the list of runs lags behind the log; try again")
+        self._must_be_current()
         with self._reader.connection() as connection:
             rows = connection.execute(
                 "select assistant_id, searchable(metadata) ->> 'graph_id', count(*) from runs"
@@ -171,8 +174,7 @@ class ProjectedRuns:
 
         Raises StoreUnavailable when the read model does not catch up in time: nobody is to believe that these are all.
         """
-        if not self._table.is_current(self._reader.last_position()):
-            raise StoreUnavailable("the list of runs lags behind the log; try again")
+        self._must_be_current()
         with self._reader.connection() as connection:
             rows = connection.execute(
                 "select distinct thread_id from runs where status in ('pending', 'running')"

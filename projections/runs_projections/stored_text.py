@@ -8,6 +8,7 @@ exactly when their stored forms are: searches and comparisons stay true. JSON th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -65,3 +66,8 @@ def utc(time: str) -> str:
         return moment.astimezone(UTC).isoformat()
     except OverflowError:  # an offset at the very end of the calendar
         return moment.replace(tzinfo=UTC).isoformat()
+
+
+def moment_of(name: str) -> Callable[[Any], str | None]:
+    """For a column that sorts by a row's time of this name: facts carry times with any offset, as text."""
+    return lambda row: utc(time) if (time := getattr(row, name)) is not None else None

@@ -32,7 +32,7 @@ from runs_es.domain import (
 from runs_es.log.reader import CONTENT_TOPICS
 from runs_es.service.views import ThreadSnapshot
 from runs_projections.projection import BIGINT, JSON, JSONB, TEXT, TIME, Column, Key, Kind, Projection, Table, changed
-from runs_projections.stored_text import encoded, utc
+from runs_projections.stored_text import encoded, moment_of
 
 Active = tuple[tuple[str, int], ...]
 
@@ -184,10 +184,6 @@ def _active_of(text: str) -> Active:
     return tuple((run_id, attempt) for run_id, attempt in orjson.loads(text))
 
 
-def _order(name: str) -> Any:
-    return lambda row: utc(time) if (time := getattr(row, name)) is not None else None
-
-
 THREADS = Projection(
     name="threads",
     version=2,  # 1: a run that was cancelled before it began made a paused or failed thread idle
@@ -213,9 +209,9 @@ THREADS = Projection(
             Column("revision", BIGINT),
             Column("position", BIGINT),
             # Facts carry times with any offset, as text; lists sort by the moment.
-            Column("created_order", TIME, _order("created_at")),
-            Column("updated_order", TIME, _order("updated_at")),
-            Column("state_order", TIME, _order("state_updated_at")),
+            Column("created_order", TIME, moment_of("created_at")),
+            Column("updated_order", TIME, moment_of("updated_at")),
+            Column("state_order", TIME, moment_of("state_updated_at")),
             Column("searchable", JSONB, lambda row: row.metadata),
         ),
     ),

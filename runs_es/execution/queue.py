@@ -54,7 +54,7 @@ select j.id, j.args ->> 'thread_id' as thread_id, j.lock is not null as has_lock
    and (%(job)s::bigint is null or j.id = %(job)s)
 """
 _STILL_DOING = """
-select id from procrastinate_jobs where status = 'doing' and id = %(job)s and %(lease)s > 0
+select id from procrastinate_jobs where status = 'doing' and id = %(job)s
 """
 _GIVEN_UP = """
 select id, args ->> 'thread_id' as thread_id, lock is not null as has_lock, null as last_heartbeat
