@@ -61,8 +61,9 @@ class Failure:
 
 
 def kind_of(error: BaseException) -> str:
-    """The name of an exception's class, cut and cleaned."""
-    return _clean(type.__dict__["__name__"].__get__(type(error)), MAX_ERROR_TYPE)
+    """The name of an exception's class, cut. A metaclass may say otherwise, so it is not asked."""
+    name: str = type.__dict__["__name__"].__get__(type(error))
+    return name[:MAX_ERROR_TYPE]
 
 
 def printed(error: BaseException, how: Callable[[Any], str] = str) -> str:
@@ -73,11 +74,7 @@ def printed(error: BaseException, how: Callable[[Any], str] = str) -> str:
         raise
     except BaseException:  # noqa: BLE001  (the agent's code, in an exception of its own)
         return kind_of(error)
-    return _clean(text, MAX_ERROR_TEXT)
-
-
-def _clean(text: str, longest: int) -> str:
-    return text[:longest].encode("utf-8", "replace").decode().replace("\x00", "\ufffd")
+    return text[:MAX_ERROR_TEXT].encode("utf-8", "replace").decode().replace("\x00", "\ufffd")
 
 
 def _may_pass(error: BaseException, ask: MayPass) -> bool:

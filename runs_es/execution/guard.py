@@ -16,7 +16,7 @@ from inspect import isawaitable
 from typing import Any, Protocol
 
 from runs_es.domain import LeaseLost
-from runs_es.execution.failures import AgentExited, Failure, printed
+from runs_es.execution.failures import AgentExited, Failure, kind_of, printed
 
 logger = logging.getLogger(__name__)
 
@@ -188,4 +188,5 @@ def _unheard(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     if executing is None or error is None:
         loop.default_exception_handler(context)
         return
-    logger.error("%s: %s: %s", executing, context.get("message"), printed(error), exc_info=error)
+    what = "a callback" if task is None else "a task that nobody awaits"
+    logger.error("%s: %s raised %s: %s", executing, what, kind_of(error), printed(error), exc_info=error)
