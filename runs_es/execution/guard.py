@@ -69,8 +69,14 @@ async def guarded(coroutine: Awaitable[Any]) -> Any:
     """
     try:
         return await coroutine
-    except (Exception, asyncio.CancelledError, GeneratorExit):
+    except (Exception, asyncio.CancelledError):
         raise
+    except GeneratorExit as error:
+        # `close()` closes the inner coroutine first, and then raises in this frame. One that the agent raised comes
+        # from a frame further in, and would look to the async generators around it like a `close()` of their own.
+        if error.__traceback__ is None or error.__traceback__.tb_next is None:
+            raise
+        raise AgentExited(error) from error
     except BaseException as error:
         raise AgentExited(error) from error
 

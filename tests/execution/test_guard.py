@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import logging
 import sys
@@ -93,7 +94,7 @@ class Stop(BaseException):
     """Neither an Exception nor what ends a process."""
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), Stop("enough")], ids=repr)
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), Stop("enough")], ids=repr)
 def test_what_a_task_raises_reaches_who_awaits_it_and_not_the_loop(agents: Loop, error: BaseException) -> None:
     async def exits() -> None:
         await asyncio.sleep(0)
@@ -309,6 +310,7 @@ def test_a_task_that_dies_unheard_is_one_line_and_one_that_lost_its_lease_is_non
 
     caplog.set_level(logging.INFO)
     agents.begin(body, Recorded("left")).result(10)
+    gc.collect()
     agents.stop()
     lines = [record.getMessage() for record in caplog.records]
     assert lines == [
