@@ -15,7 +15,7 @@ from contextvars import Context, ContextVar
 from inspect import isawaitable
 from typing import Any, Protocol
 
-from runs_es.domain import LeaseLost
+from runs_es.domain import LeaseLost, WriteConflict
 from runs_es.execution.failures import AgentExited, Failure, kind_of, printed
 
 logger = logging.getLogger(__name__)
@@ -187,7 +187,7 @@ def _blame(error: Exception) -> None:
 def _unheard(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """The loop's handler of exceptions that nobody awaits: tasks that an agent left behind, and callbacks."""
     error = context.get("exception")
-    if isinstance(error, LeaseLost):
+    if isinstance(error, LeaseLost | WriteConflict):
         return  # it wrote for a run that had ended, and was refused
     task = context.get("task") or context.get("future")
     executing = executing_in(task) if isinstance(task, asyncio.Task) else EXECUTING.get()

@@ -48,8 +48,9 @@ class GraphStateReader:
         )
         try:
             return thread_state(await self._graph(graph_id).aget_state(config, subgraphs=subgraphs))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             # The newest state may have writes pending that the graph's own reducers refuse; a run has failed on them.
+            # A reducer that calls for the end of the process must not end the server that reads.
             logger.warning(
                 "the state of thread %s is read without what its last run left pending", thread_id, exc_info=error
             )
