@@ -1,18 +1,21 @@
-"""Every setting, its default and its meaning; read from `RUNS_ES_*`, and from nowhere else.
+"""Every setting, its default and its meaning; read from `RUNS_ES_*`, and from nowhere else. Unknown ones are refused.
 
 The table in README.md is checked against this class by a test.
 """
 
 from __future__ import annotations
 
+import os
 from base64 import b64decode
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from runs_es.environment import unknown_variables
 
 MIB = 1024 * 1024
 
@@ -34,7 +37,7 @@ class Price(BaseModel):
 class Settings(BaseSettings):
     """Settings of one process. Durations are seconds, sizes are bytes."""
 
-    model_config = SettingsConfigDict(env_prefix="RUNS_ES_", env_ignore_empty=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="RUNS_ES_", env_ignore_empty=True, extra="forbid")
 
     database_url: str | None = Field(None, description="PostgreSQL URL; unset means the embedded server")
     data_dir: Path = Field(
@@ -162,6 +165,13 @@ class Settings(BaseSettings):
         None, description="request header, set by a trusted proxy, that names the user; unset means one user"
     )
     cors_origins: list[str] = Field(["*"], description="origins that browsers may call from (JSON list)")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_is_misspelt(cls, given: Any) -> Any:
+        if unknown := unknown_variables(os.environ, cls.model_fields):
+            raise ValueError("; ".join(unknown))
+        return given
 
     @field_validator("webhook_secret")
     @classmethod
