@@ -15,7 +15,7 @@ _SERVICE_URL = re.compile(r"(?:tcp|udp|sctp)://")
 
 
 def unknown_variables(environment: Mapping[str, str], fields: Collection[str]) -> list[str]:
-    """One sentence for each variable with the prefix that none of the settings `fields` reads, with the nearest name."""
+    """A sentence for each variable with the prefix that no setting of `fields` reads, with the nearest name."""
     known = {f"{PREFIX}{field.upper()}" for field in fields}
     return [
         f"{name} is no setting{_nearest(name.upper(), known)}"

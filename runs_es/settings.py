@@ -154,7 +154,8 @@ class Settings(BaseSettings):
     )
     worker_token: SecretStr | None = Field(
         None,
-        description="what external workers send as `Authorization: Bearer …`; unset means that only this machine's may",
+        description="what external workers send as `Authorization: Bearer …`;"
+        " unset: only this machine's may, and none where there are users",
     )
     worker_max_lease_seconds: float = Field(3600.0, ge=1, description="longest lease an external worker may ask for")
     worker_max_wait_seconds: float = Field(60.0, ge=0, description="longest wait of an external worker for a run")

@@ -29,7 +29,7 @@ def test_a_misspelt_variable_is_refused_with_the_nearest_name(
 
 def test_a_variable_like_no_setting_is_refused_too(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RUNS_ES_ZZZ", "x")
-    with pytest.raises(ValidationError, match="RUNS_ES_ZZZ is no setting; README.md lists all settings"):
+    with pytest.raises(ValidationError, match=r"RUNS_ES_ZZZ is no setting; README\.md lists all settings"):
         Settings()
 
 
@@ -67,4 +67,4 @@ def test_a_port_that_no_service_has_is_refused(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_misspelt_keyword_is_refused():
     with pytest.raises(ValidationError, match="user_heder"):
-        Settings(**{"user_heder": "X-User"})
+        Settings(user_heder="X-User")  # type: ignore[call-arg]

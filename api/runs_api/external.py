@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hmac
 from datetime import datetime
-from ipaddress import ip_address
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Header, Request
+from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
@@ -16,36 +14,10 @@ from runs_api.errors import ApiError
 from runs_api.external_requests import ClaimBody, ContentBody, FinishBody, StatedBody
 from runs_api.requests import JsonRoute, RunIdPath
 from runs_api.responses import ERRORS, Error, Json, Run, run_body
+from runs_api.worker_access import worker_allowed
 from runs_es.domain import Run as DomainRun
 from runs_es.execution.external import Claimed, Refused, Written
 from runs_es.service.views import RunSnapshot
-
-_FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
-
-
-async def worker_allowed(request: Request, edge: EdgeOf, authorization: Annotated[str | None, Header()] = None) -> None:
-    """Raises ApiError for who does not know the token; without one, for who is not on this machine, or is a browser's
-    page: those may call from anywhere.
-    """
-    token = edge.settings.worker_token
-    if token is not None:
-        kind, _, given = (authorization or "").partition(" ")
-        expected = token.get_secret_value().encode()
-        if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), expected):
-            raise ApiError(
-                401, "Authorization: Bearer … must be the token of RUNS_ES_WORKER_TOKEN", {"WWW-Authenticate": "Bearer"}
-            )
-        return
-    foreign = any(name in request.headers for name in (*_FORWARDED, "origin"))
-    if foreign or request.client is None or not _is_loopback(request.client.host):
-        raise ApiError(403, "external workers on other machines need a token: set RUNS_ES_WORKER_TOKEN here and there")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class RefusalBody(Error):
@@ -60,7 +32,10 @@ class RefusalBody(Error):
 _ERRORS = {
     **ERRORS,
     401: {"model": Error, "description": "Not the token of RUNS_ES_WORKER_TOKEN"},
-    403: {"model": Error, "description": "No token is set, and the worker is not on this machine"},
+    403: {
+        "model": Error,
+        "description": "No token is set, and there are users, or the request may not come from this machine",
+    },
     409: {"model": RefusalBody, "description": "The claim does not hold, the run is to be cancelled, or frames differ"},
     413: {"model": Error, "description": "Over a limit; the text names the setting"},
 }
