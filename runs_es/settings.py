@@ -6,6 +6,7 @@ The table in README.md is checked against this class by a test.
 from __future__ import annotations
 
 import os
+import re
 from base64 import b64decode
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
@@ -18,6 +19,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from runs_es.environment import unknown_variables
 
 MIB = 1024 * 1024
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#A-Z]+", re.ASCII)
 
 
 QueueName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
@@ -165,7 +167,16 @@ class Settings(BaseSettings):
     user_header: str | None = Field(
         None, description="request header, set by a trusted proxy, that names the user; unset means one user"
     )
-    cors_origins: list[str] = Field(["*"], description="origins that browsers may call from (JSON list)")
+    cors_origins: list[str] = Field(
+        [],
+        description="origins that browsers may call from, beside the server's own and those of localhost (JSON list);"
+        ' `["*"]` opens it to every page',
+    )
+    allowed_hosts: list[str] = Field(
+        [],
+        description="names in `Host` beside localhost that the server answers to (JSON list); unset: any, but on a"
+        " loopback address localhost alone",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -184,6 +195,14 @@ class Settings(BaseSettings):
                 sized = False
             if not sized:
                 raise ValueError("each secret must be 24 to 64 bytes in base64, with or without `whsec_` before it")
+        return given
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, given: list[str]) -> list[str]:
+        for origin in given:
+            if origin not in ("*", "null") and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin: scheme, name and port alone, as in 'https://app.example'")
         return given
 
     @property
