@@ -141,7 +141,19 @@ class Settings(BaseSettings):
     segment_bytes: int = Field(1024 * MIB, gt=0, description="size at which a new segment of frames is begun")
 
     max_body_bytes: int = Field(10 * MIB, ge=1024, description="largest request body")
+    max_body_depth: int = Field(200, ge=2, le=250, description="levels of arrays and objects in a request body")
+    max_body_elements: int = Field(
+        250_000, ge=100, description="items and members in a request body, arrays and objects among them"
+    )
+    max_bodies_bytes: int = Field(
+        256 * MIB, ge=1024, description="request bodies that a process holds at once, until it begins to answer"
+    )
     max_header_bytes: int = Field(8192, ge=256, description="largest single request header")
+    list_kwargs_bytes: int = Field(
+        64 * 1024,
+        ge=1024,
+        description="`kwargs` of a run that are larger are left out of lists; the run itself has them",
+    )
     list_wait_seconds: float = Field(2.0, ge=0, description="how long a list waits for its read model to catch up")
     projections: str | None = Field(
         None, description="read models of your own, as `module:object`, separated by commas"

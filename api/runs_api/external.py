@@ -91,7 +91,7 @@ async def claim_run(body: ClaimBody, request: Request, edge: EdgeOf) -> Response
         claimed = await edge.store.arrivals.first(look, body.wait_seconds)
     except Refused as refused:
         return _refusal(refused)
-    return Response(status_code=204) if claimed is None else Json(_claimed(edge, claimed))
+    return Response(status_code=204) if claimed is None else await edge.json(_claimed(edge, claimed))
 
 
 @router.post("/runs/{run_id}/append", response_model=WrittenTo, summary="Append messages, facts and events to a run")
@@ -99,7 +99,7 @@ async def append_to_run(run_id: RunIdPath, body: ContentBody, edge: EdgeOf) -> R
     """All of it or nothing. Sent again after a lost answer it lands once, as long as nothing else was sent between."""
     _bounded(edge, body)
     try:
-        written = await edge.read(edge.store.external.append, body.stated(run_id, body.frames), body.content())
+        written = await edge.read(lambda: edge.store.external.append(body.stated(run_id, body.frames), body.content()))
     except Refused as refused:
         return _refusal(refused)
     return Json(_written(written, None))
@@ -119,12 +119,15 @@ async def renew_run(run_id: RunIdPath, body: StatedBody, edge: EdgeOf) -> Respon
 async def finish_run(run_id: RunIdPath, body: FinishBody, edge: EdgeOf) -> Response:
     """With whatever is left to write. The answer is the run as it ended."""
     _bounded(edge, body)
-    stated = body.stated(run_id, body.frames)
+
+    def finished() -> DomainRun:
+        return edge.store.external.finish(body.stated(run_id, body.frames), body.content(), body.ending())
+
     try:
-        run = await edge.read(edge.store.external.finish, stated, body.content(), body.ending())
+        run = await edge.read(finished)
     except Refused as refused:
         return _refusal(refused)
-    return Json(_run(run))
+    return await edge.json(_run(run))
 
 
 @router.post("/runs/{run_id}/release", response_model=Run, summary="Hand a run back for another worker")
@@ -133,7 +136,7 @@ async def release_run(run_id: RunIdPath, body: StatedBody, edge: EdgeOf) -> Resp
         run = await edge.read(edge.store.external.release, body.stated(run_id))
     except Refused as refused:
         return _refusal(refused)
-    return Json(_run(run))
+    return await edge.json(_run(run))
 
 
 def _at_most(field: str, value: float, most: float, setting: str) -> None:
