@@ -149,6 +149,12 @@ class Settings(BaseSettings):
         256 * MIB, ge=1024, description="request bodies that a process holds at once, until it begins to answer"
     )
     max_header_bytes: int = Field(8192, ge=256, description="largest single request header")
+    header_timeout_seconds: float = Field(
+        10.0, gt=0, description="time that the headers of a request may take, from the connection or its first byte"
+    )
+    body_timeout_seconds: float = Field(
+        30.0, gt=0, description="time that the body of a request may take, and a second more for each 32 KiB of it"
+    )
     list_kwargs_bytes: int = Field(
         64 * 1024,
         ge=1024,

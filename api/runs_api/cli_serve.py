@@ -94,7 +94,7 @@ def serve(
             is_healthy=lambda: store.worker is None or store.worker.is_alive,
             log_level="info" if access_log else log_level.value,
             access_log=access_log,
-            drain_seconds=settings.drain_seconds,
+            settings=settings,
         )
     if not healthy:
         raise Refused("the worker stopped unexpectedly; see the log above, and start again")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runs_api.errors import RETRY, ApiError
@@ -54,6 +55,8 @@ class RequestGate:
             await self._app(
                 scope, self._counted(receive, body, _bounds_of(scope, self._max_depth, self._max_elements)), answer.send
             )
+        except ClientDisconnect:
+            logger.info("%s %s: the client left before its request was whole", scope["method"], scope["path"])
         except Exception:
             if answer.started:
                 raise  # the server cuts the connection, which is all that can be said now
