@@ -13,6 +13,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runs_api.errors import ApiError
+from runs_es.process_log import bound
 from runs_es.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -40,11 +41,13 @@ class RequestGate:
             await refusal.response()(scope, receive, answer.send)
             return
         try:
-            await self._app(scope, self._counted(receive), answer.send)
+            with bound(request_id=answer.request_id.decode()):
+                await self._app(scope, self._counted(receive), answer.send)
         except Exception:
             if answer.started:
                 raise  # the server cuts the connection, which is all that can be said now
-            logger.exception("%s %s failed (request %s)", scope["method"], scope["path"], answer.request_id.decode())
+            told = {"request_id": answer.request_id.decode()}
+            logger.exception("%s %s failed", scope["method"], scope["path"], extra=told)
             await ApiError(500, "Internal Server Error").response()(scope, receive, answer.send)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
