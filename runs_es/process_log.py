@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from pythonjsonlogger.json import JsonFormatter
 
@@ -57,9 +57,10 @@ def configure(
     level: str = "WARNING",
     levels: Mapping[str, str] | None = None,
     form: Literal["text", "json"] = "text",
+    stream: TextIO | None = None,
 ) -> None:
-    """Log to standard error from now on. `levels` are those of single loggers by name, and win over `level`."""
-    handler = logging.StreamHandler(sys.stderr)
+    """Log to `stream`, or standard error, from now on. `levels` are of single loggers by name, and win over `level`."""
+    handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     handler.addFilter(_with_context)
     root = logging.getLogger()

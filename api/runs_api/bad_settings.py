@@ -35,5 +35,5 @@ def _refused(place: tuple[int | str, ...], message: str) -> str:
     name = str(place[0]) if place else ""
     if name not in Settings.model_fields:
         return message  # a rule over several variables names them itself
-    inside = "".join(f"{part}: " for part in place[1:])
+    inside = "".join(f"{part}: " for part in place[1:] if part != "[key]")
     return f"{variable_of(name)}: {inside}{message}; for example {example_of(name)}"

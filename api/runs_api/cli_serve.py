@@ -91,12 +91,11 @@ def serve(
             service,
             listener,
             on_start=lambda: _greet(url, store, settings),
-            on_stop=lambda: _stop(store),
+            on_stop=lambda: _stop(store, interrupts),
             is_healthy=lambda: store.worker is None or store.worker.is_alive,
             access_log=access_log,
             drain_seconds=settings.drain_seconds,
         )
-        interrupts.stopping = True  # the next Ctrl+C finds it closing the store
     if not healthy:
         raise Refused("the worker stopped unexpectedly; see the log above, and start again")
     out.print("stopped")
@@ -300,7 +299,8 @@ def _example(url: str, graph: str) -> str:
     return f"  curl -N {url}/runs/stream -H 'Content-Type: application/json' -d '{orjson.dumps(body).decode()}'"
 
 
-def _stop(store: Store) -> None:
+def _stop(store: Store, interrupts: Interrupts) -> None:
+    interrupts.stopping = True  # a Ctrl+C that finds it closing the store is not the first
     out.print(f"stopping: streams are cut, to be joined again elsewhere; runs are finished or handed over; {AGAIN}")
     store.stop_waiting()
     if store.worker is not None:
