@@ -238,7 +238,7 @@ class Store:
         self._restore = CheckpointRollback(self.log.reader, schema).restore
         self._open_state = partial(open_state_left, registry, url, schema)
         self.registry = registry
-        graphs = GraphStateReader(registry, self._checkpoints)
+        graphs = GraphStateReader(registry, self._checkpoints, show_errors=self.settings.show_errors != "never")
         self.state = AssistantStates(registry, graphs, ShownState(self.log.reader, self._threads))
 
         @asynccontextmanager
