@@ -6,6 +6,7 @@ import asyncio
 import json
 import operator
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 from uuid import uuid4
@@ -18,6 +19,7 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
 from langgraph.runtime import Runtime
 from langgraph.types import Command, Send, interrupt
+from pydantic import BaseModel, ConfigDict, Field
 
 from runs_es.domain import LeaseLost
 from runs_es.execution.langgraph.executor import CheckpointNotFound, LangGraphExecutor
@@ -500,6 +502,54 @@ async def test_context_reaches_the_graph() -> None:
     run = RecordedRun({"input": {"steps": []}, "context": {"who": "ada"}})
     await executor_of(builder.compile()).execute(run)
     assert run.frames[-1] == ("values", {"steps": ["ada"]})
+
+
+@dataclass
+class Preferences:
+    model: str = "small"
+    words: int = 3
+    source: str = field(default="code", init=False)
+
+
+class StrictPreferences(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = "small"
+    words: int = Field(3, alias="length")
+
+
+class OptionalPreferences(TypedDict, total=False):
+    model: str
+
+
+@pytest.mark.parametrize(
+    ("schema", "asked", "seen"),
+    [
+        (Preferences, {}, Preferences()),
+        (Preferences, {"model": "large"}, Preferences("large")),
+        (Preferences, {"model": "large", "user_id": "ada", "source": "client"}, Preferences("large")),
+        (StrictPreferences, {}, StrictPreferences()),
+        (StrictPreferences, {"length": 5, "user_id": "ada"}, StrictPreferences(length=5)),
+        (OptionalPreferences, {}, None),  # LangGraph's own: an empty dict counts as no context
+        (OptionalPreferences, {"model": "large", "user_id": "ada"}, {"model": "large", "user_id": "ada"}),
+        (None, {"model": "large"}, {"model": "large"}),
+        (None, {}, None),
+    ],
+)
+async def test_the_defaults_of_a_context_schema_apply_and_what_it_does_not_know_is_left_out(
+    schema: Any, asked: dict[str, Any], seen: Any
+) -> None:
+    given: list[Any] = []
+
+    async def look(state: dict[str, Any], runtime: Runtime[Any]) -> dict[str, Any]:
+        given.append(runtime.context)
+        return {}
+
+    builder = StateGraph(Steps, context_schema=schema)
+    builder.add_node("look", look)
+    builder.add_edge(START, "look")
+    await executor_of(builder.compile()).execute(RecordedRun({"input": {"steps": []}, "context": asked}))
+    assert given == [seen]
 
 
 async def test_a_frame_that_json_has_no_word_for_does_not_end_a_run() -> None:

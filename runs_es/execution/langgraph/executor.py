@@ -16,6 +16,7 @@ from langgraph.graph import START
 from langgraph.types import StateSnapshot
 
 from runs_es.domain import LeaseLost
+from runs_es.execution.langgraph.context import context_for
 from runs_es.execution.langgraph.encoding import encode, plain
 from runs_es.execution.langgraph.graphs import GraphRegistry, over
 from runs_es.execution.langgraph.messages import MessageFrames, NewMessages
@@ -124,7 +125,7 @@ async def _stream(graph: Graph, request: GraphRequest, frames: _Frames) -> None:
     stream: Any = graph.astream(
         request.input,
         request.config,
-        context=request.context,
+        context=context_for(graph.context_schema, request.context),
         stream_mode=request.graph_modes,
         subgraphs=request.subgraphs,
         interrupt_before=request.interrupt_before,
