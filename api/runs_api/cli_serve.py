@@ -231,7 +231,8 @@ def _settle_memory() -> None:
 
 
 def _greet(url: str, store: Store, settings: Settings) -> None:
-    names = store.registry.names if store.registry is not None else []
+    broken = store.registry.broken if store.registry is not None else {}
+    names = [name for name in store.registry.names if name not in broken] if store.registry is not None else []
     executes = f"in this process, {settings.concurrency} runs at once" if store.worker else "none; start `runs-es work`"
     lines = (
         ("API", f"{url}  (described at {url}/docs)"),
@@ -242,6 +243,8 @@ def _greet(url: str, store: Store, settings: Settings) -> None:
     out.print(Text(f"runs-es {version_of('runs-es')}", "bold"))
     for name, value in lines:
         out.print(Text.assemble((f"  {name:<8}", "cyan"), value))
+    for name, error in broken.items():
+        out.print(Text.assemble(("  broken  ", "bold red"), f"{name}: {error.problem}"))
     if store.migrated:
         out.print(Text.assemble(("  migrated", "cyan"), " ", ", ".join(store.migrated)))
     if names:

@@ -18,6 +18,7 @@ from langgraph.types import StateSnapshot
 from runs_es.domain import LeaseLost
 from runs_es.execution.langgraph.context import context_for
 from runs_es.execution.langgraph.encoding import encode, plain
+from runs_es.execution.langgraph.factories import Opening
 from runs_es.execution.langgraph.graphs import GraphRegistry, over
 from runs_es.execution.langgraph.messages import MessageFrames, NewMessages
 from runs_es.execution.langgraph.request import Breakpoints, GraphRequest, durability_of
@@ -61,11 +62,13 @@ class LangGraphExecutor:
 
     async def execute(self, run: ActiveRun) -> RunOutcome:
         request = GraphRequest.of(run.run, run.attempt, self._registry)
-        async with _saving(self._saver_for(run)) as saver:
-            return await self._execute(run, request, saver)
+        opening = Opening("threads.create_run", request.config, request.context, run.run.user_id)
+        async with self._registry.opened(request.graph_id, opening) as made, _saving(self._saver_for(run)) as saver:
+            return await self._execute(run, request, over(made, saver), saver)
 
-    async def _execute(self, run: ActiveRun, request: GraphRequest, saver: BaseCheckpointSaver[Any]) -> RunOutcome:
-        graph = over(self._registry.get(request.graph_id), saver)
+    async def _execute(
+        self, run: ActiveRun, request: GraphRequest, graph: Graph, saver: BaseCheckpointSaver[Any]
+    ) -> RunOutcome:
         frames = _Frames(run, request)
         if run.attempt > 1:
             head = await graph.aget_state(request.thread_config)
