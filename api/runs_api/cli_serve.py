@@ -273,7 +273,8 @@ def _settle_memory() -> None:
 
 
 def _greet(url: str, store: Store, settings: Settings, rules: BrowserRules) -> None:
-    names = store.registry.names if store.registry is not None else []
+    broken = store.registry.broken if store.registry is not None else {}
+    names = [name for name in store.registry.names if name not in broken] if store.registry is not None else []
     executes = f"in this process, {settings.concurrency} runs at once" if store.worker else "none; start `runs-es work`"
     lines = (
         ("API", f"{url}  (described at {url}/docs)"),
@@ -287,6 +288,8 @@ def _greet(url: str, store: Store, settings: Settings, rules: BrowserRules) -> N
         out.print(Text.assemble((f"  {name:<8}", "cyan"), value))
     if settings.show_errors == "never":
         out.print(Text.assemble(("  errors  ", "cyan"), " hidden from clients; RUNS_ES_SHOW_ERRORS=always shows them"))
+    for name, error in broken.items():
+        out.print(Text.assemble(("  broken  ", "bold red"), f"{name}: {error.problem}"))
     if store.migrated:
         out.print(Text.assemble(("  migrated", "cyan"), " ", ", ".join(store.migrated)))
     if names:
