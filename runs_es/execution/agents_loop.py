@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 
 from runs_es.execution.agent_threads import AgentThreads
-from runs_es.execution.failures import printed
+from runs_es.execution.attempt_failure import printed
 from runs_es.execution.guard import executing_in, guarded_loop
 from runs_es.execution.protocol import RunExecutor
 from runs_es.execution.watchdog import Watchdog

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runs_es.execution.attempt import Attempt
-from runs_es.execution.failures import Failure
+from runs_es.execution.attempt_failure import Failure, kind_of, printed
 from runs_es.execution.guard import EXECUTING, AgentTask, logger
 from runs_es.execution.protocol import RunOutcome
 
@@ -30,12 +30,20 @@ class Ended:
 class AttemptExecution:
     """Executes `body` on the attempt's agents' loop. Belongs to the worker's loop, on which it is made; what the
     agents' loop calls says so.
+
+    `body` gives the outcome, or the exception that the agent raised. `failure_of` makes plain text of one, and logs it.
     """
 
-    def __init__(self, attempt: Attempt, body: Callable[[], Coroutine[Any, Any, Ended]]) -> None:
+    def __init__(
+        self,
+        attempt: Attempt,
+        body: Callable[[], Coroutine[Any, Any, RunOutcome | BaseException]],
+        failure_of: Callable[[BaseException], Failure],
+    ) -> None:
         self.ended: Ended | None = None
         self._attempt = attempt
         self._body = body
+        self._failure_of = failure_of
         self._loop = asyncio.get_running_loop()
         self._task: AgentTask | None = None  # set on the agents' loop
         self._is_over = False  # set on the agents' loop
@@ -78,9 +86,9 @@ class AttemptExecution:
 
     # --- from any thread ---
 
-    def fail(self, failure: Failure) -> None:
+    def fail(self, error: Exception) -> None:
         """End the attempt as failed; one that has ended is left as it is, with an ERROR line."""
-        self._attempt.agents.call_soon_threadsafe(self._fail, failure)
+        self._attempt.agents.call_soon_threadsafe(self._fail, error)
 
     def interrupt(self) -> None:
         """Another attempt's code cancels this one: whatever it ends with now, is not its own doing."""
@@ -88,12 +96,20 @@ class AttemptExecution:
 
     # --- on the agents' loop ---
 
-    def _fail(self, failure: Failure) -> None:
+    def _fail(self, error: Exception) -> None:
         if self._is_over:
-            logger.error("%s had ended when its code failed: %s: %s", self, failure.kind, failure.text)
+            logger.error("%s had ended when its code failed: %s: %s", self, kind_of(error), printed(error))
             return
-        self._end(Ended(failure=failure))
+        self._end(Ended(failure=self._failure(error)))
         self._cancel()
+
+    def _failure(self, error: BaseException) -> Failure:
+        """The failure that an exception is, also when its class does not let itself be looked at."""
+        try:
+            return self._failure_of(error)
+        except BaseException as another:
+            logger.exception("%s: its failure cannot be described (%s)", self, kind_of(another))
+            return Failure(kind_of(error), kind_of(error))
 
     def _begin(self) -> None:
         body, name = self._body(), f"run {self.run_id}"
@@ -105,15 +121,23 @@ class AttemptExecution:
         if self._task is not None:
             self._task.cancel()
 
-    def _done(self, task: asyncio.Task[Ended]) -> None:
+    def _done(self, task: asyncio.Task[RunOutcome | BaseException]) -> None:
+        if self._is_over:
+            if not task.cancelled():
+                task.exception()  # which nobody asks for
+            return
         if task.cancelled():
-            error: BaseException | None = asyncio.CancelledError("the executor cancelled itself")
+            ended: RunOutcome | BaseException = asyncio.CancelledError("the executor cancelled itself")
         else:
-            error = task.exception()
-        ended = Ended(failure=Failure.of(error)) if error is not None else task.result()
-        if self._is_interrupted and ended.failure is not None:
-            ended = Ended(interrupted=True)
-        self._end(ended)
+            ended = task.exception() or task.result()
+        if isinstance(ended, RunOutcome):
+            self._end(Ended(outcome=ended))
+        elif self._is_interrupted:
+            self._end(Ended(interrupted=True))
+        elif self._stop_asked:  # how it ends is what it was stopped for
+            self._end(Ended(failure=Failure.of(ended)))
+        else:
+            self._end(Ended(failure=self._failure(ended)))
 
     def _end(self, ended: Ended) -> None:
         """The first end counts."""

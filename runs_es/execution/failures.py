@@ -1,83 +1,73 @@
-"""How an attempt failed, as plain text. It is made where the agent's code runs: printing an exception calls that code.
+"""What is recorded of an agent's exception: its class, its text, its traceback, and whether clients see the text.
 
-An exception may be endless, may raise when it is printed, and may hold what no JSON can. None of this reaches the loop
-that renews leases, which is given a `Failure` only.
+The text and the traceback go into the fact, for the operator. Clients see the text unless the fact hides it.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import logging
+from collections.abc import Iterator, Mapping
+from types import TracebackType
 
-from runs_es.domain import LeaseLost, StoreUnavailable
-from runs_es.execution.protocol import RetryableError
+from runs_es.process_log import MAX_TRACEBACK_BYTES, traceback_text
 
-MAX_ERROR_TEXT = 16_384  # characters of a failure's text that are kept
-MAX_ERROR_TYPE = 200  # characters of the name of an exception's class that are kept
+logger = logging.getLogger(__name__)
 
-MayPass = Callable[[Exception], bool]
-
-
-class AgentExited(Exception):
-    """Stands for an exception that is no `Exception`, such as SystemExit: only the run that raised it ends."""
-
-    def __init__(self, original: BaseException) -> None:
-        self.original = original
-        super().__init__(f"the agent called for the end of its process: {printed(original, repr)}")
+# Code that calls agents. Its frames say nothing about an agent's mistake when they come before the agent's own.
+_CALLERS = ("runs_es", "langgraph", "langchain_core", "asyncio", "concurrent", "threading", "contextvars")
+_OURS = "runs_es"
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """How an attempt failed. `error` is the exception, for its traceback; its text is `text`, at most MAX_ERROR_TEXT
-    characters, and `kind` the name of its class.
+def recorded_traceback(error: BaseException, max_event_bytes: int) -> str:
+    """The traceback for the fact, from the agent's first frame on; empty for an exception that was never raised.
+
+    It takes at most an eighth of what a fact may have, so that the fact is not refused for it.
     """
-
-    kind: str
-    text: str
-    may_pass: bool = False  # another attempt may succeed
-    is_late: bool = False  # our own deadline passed
-    lost_lease: bool = False
-    error: BaseException | None = None
-
-    @classmethod
-    def of(cls, error: BaseException, may_pass: MayPass = lambda _: False) -> Failure:
-        """The failure that an exception of an agent is. Calls the agent's code, and raises nothing."""
-        if isinstance(error, AgentExited) and not isinstance(error.original, SystemExit | KeyboardInterrupt):
-            error = error.original
-        return cls(
-            kind_of(error),
-            printed(error),
-            may_pass=_may_pass(error, may_pass),
-            lost_lease=isinstance(error, LeaseLost),
-            error=error,
-        )
-
-    @classmethod
-    def late(cls, why: str) -> Failure:
-        """The failure of a run whose own time is up."""
-        return cls("TimeoutError", why, is_late=True)
+    if error.__traceback__ is None:
+        return ""
+    return traceback_text(error, agents_frames(error), min(MAX_TRACEBACK_BYTES, max_event_bytes // 8))
 
 
-def kind_of(error: BaseException) -> str:
-    """The name of an exception's class, cut. A metaclass may say otherwise, so it is not asked."""
-    name: str = type.__dict__["__name__"].__get__(type(error))
-    return name[:MAX_ERROR_TYPE]
+def agents_frames(error: BaseException) -> TracebackType | None:
+    """The exception's traceback from the agent's first frame on; all of it where no frame is an agent's."""
+    frames = (each for each in _frames(error) if _package(each) not in _CALLERS)
+    return next(frames, error.__traceback__)
 
 
-def printed(error: BaseException, how: Callable[[Any], str] = str) -> str:
-    """What an exception says of itself, cut and cleaned; the name of its class when it cannot be printed."""
-    try:
-        text = "".join((how(error),))  # of a subclass of str, the text alone
-    except asyncio.CancelledError:
-        raise
-    except BaseException:  # noqa: BLE001  (the agent's code, in an exception of its own)
-        return kind_of(error)
-    return text[:MAX_ERROR_TEXT].encode("utf-8", "replace").decode().replace("\x00", "\ufffd")
+def is_stores_own(error: BaseException) -> bool:
+    """Whether the store itself raised `error`, in words of its own: those may be shown to any client.
+
+    An error that the store raised from another one may carry the other one's text, so it is not.
+    """
+    if error.__cause__ is not None:
+        return False
+    last = None
+    for last in _frames(error):  # noqa: B007
+        pass
+    if last is None:
+        return isinstance(error, TimeoutError)  # of a deadline: made by the worker, never raised
+    return _package(last) == _OURS
 
 
-def _may_pass(error: BaseException, ask: MayPass) -> bool:
-    if isinstance(error, RetryableError | StoreUnavailable):
-        return True
-    return isinstance(error, Exception) and not isinstance(error, AgentExited | LeaseLost) and ask(error)
+def log_failure(error: BaseException, *, is_retried: bool, fields: Mapping[str, object]) -> None:
+    """Log what an attempt raised, with the agent's traceback: an error, or at DEBUG when the run is tried again."""
+    trace = agents_frames(error)
+    level, then = (logging.DEBUG, "; it is tried again") if is_retried else (logging.ERROR, "")
+    told = (type(error), error, trace) if trace is not None else None
+    what = type(error).__name__ if told is not None else _last_line(error)
+    logger.log(level, "run %s raised %s%s", fields["run_id"], what, then, exc_info=told, extra=dict(fields))
+
+
+def _last_line(error: BaseException) -> str:
+    return traceback_text(error, None)
+
+
+def _frames(error: BaseException) -> Iterator[TracebackType]:
+    trace = error.__traceback__
+    while trace is not None:
+        yield trace
+        trace = trace.tb_next
+
+
+def _package(trace: TracebackType) -> str:
+    return str(trace.tb_frame.f_globals.get("__name__", "")).partition(".")[0]

@@ -16,7 +16,7 @@ from inspect import isawaitable
 from typing import Any, Protocol
 
 from runs_es.domain import LeaseLost, WriteConflict
-from runs_es.execution.failures import AgentExited, Failure, kind_of, printed
+from runs_es.execution.attempt_failure import AgentExited, kind_of, printed
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class Executing(Protocol):
     def run_id(self) -> str:
         """The id of its run."""
 
-    def fail(self, failure: Failure) -> None:
+    def fail(self, error: Exception) -> None:
         """End the attempt as failed; one that has ended is left as it is, with an ERROR line."""
 
     def interrupt(self) -> None:
@@ -55,7 +55,7 @@ class AgentTask(asyncio.Task[Any]):
                 return False  # the connection pool's, say
             if self._is_root:
                 self.executing.interrupt()
-                canceller.fail(Failure.of(OtherRunsCancelled("the agent cancelled tasks of other runs")))
+                canceller.fail(OtherRunsCancelled("the agent cancelled tasks of other runs"))
         return super().cancel(msg)
 
 
@@ -179,7 +179,7 @@ def _call(callback: Callable[..., Any], *args: Any) -> None:
 def _blame(error: Exception) -> None:
     executing = EXECUTING.get()
     if executing is not None:
-        executing.fail(Failure.of(error))
+        executing.fail(error)
     else:
         logger.error("code of no run called for the end of the agents' event loop, which goes on: %s", printed(error))
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import orjson
 
@@ -37,9 +38,10 @@ from runs_es.domain import (
 )
 from runs_es.execution.attempt import Attempt
 from runs_es.execution.attempt_execution import AttemptExecution, Ended
+from runs_es.execution.attempt_failure import AgentExited, Failure, original_of
 from runs_es.execution.blocking import blocking
 from runs_es.execution.deadline import Deadline
-from runs_es.execution.failures import AgentExited, Failure
+from runs_es.execution.failures import log_failure
 from runs_es.execution.protocol import RunExecutor, RunOutcome
 from runs_es.execution.retry import Backoff
 from runs_es.log.append import Append, Appended, FactItem
@@ -47,12 +49,17 @@ from runs_es.log.decisions import Decision, Decisions
 from runs_es.log.event_log import EventLog
 from runs_es.log.pages import frame
 from runs_es.log.reader import Head
+from runs_es.process_log import bound
 
 logger = logging.getLogger(__name__)
 
 Barrier = Callable[[str], None]
 Restore = Callable[[str, str], None]
 Accepts = Callable[[Run], bool]
+
+
+class DeadlinePassed(TimeoutError):
+    """The run's own time is up. Any other TimeoutError is an agent's, and an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,7 @@ class WorkerLimits:
     publish_buffer_bytes: int = 4 * 1024 * 1024
     timeouts: Timeouts = Timeouts()  # noqa: RUF009  (frozen)
     backoff: Backoff = Backoff()  # noqa: RUF009  (frozen)
+    show_errors: bool = True
 
 
 @dataclass(slots=True)
@@ -154,13 +162,22 @@ class Worker:
         """Execute what is due in the thread, one run after the other, until nothing is."""
         while not self._draining:
             attempt = await self._claim(thread_id)
+            if attempt is None:
+                return
+            with bound(**self._fields(attempt.run)):
+                goes_on = await self._execute(attempt)
             # Whoever took a run from us works on the thread now: to claim again would only take it back.
-            if attempt is None or not await self._execute(attempt):
+            if not goes_on:
                 return
 
     def drain(self) -> None:
         """Begin no further run."""
         self._draining = True
+
+    def _fields(self, run: Run) -> dict[str, Any]:
+        """The fields of every line that this attempt and its agent log."""
+        fields = {"run_id": run.run_id, "thread_id": run.thread_id, "attempt": run.attempt, "user_id": run.user_id}
+        return {**fields, "worker_id": self.worker_id}
 
     # --- claiming ---
 
@@ -201,7 +218,9 @@ class Worker:
     async def _execute(self, attempt: Attempt) -> bool:
         """Have the attempt executed and write its end. False when the run was lost to somebody else."""
         deadline = Deadline(attempt, self._timeouts_of(attempt.run))
-        execution = AttemptExecution(attempt, partial(self._outcome, attempt, deadline))
+        execution = AttemptExecution(
+            attempt, partial(self._outcome, attempt, deadline), partial(self._failure, attempt.run)
+        )
         execution.start()
         try:
             while not execution.has_ended():
@@ -212,7 +231,7 @@ class Worker:
                     return True
                 if (late := deadline.passed()) is not None:
                     await self._stop(execution)
-                    await self._close(attempt, Failure.late(late))
+                    await self._close(attempt, self._failure(attempt.run, DeadlinePassed(late)))
                     return True
             assert execution.ended is not None
             await self._finish(attempt, execution.ended)
@@ -236,10 +255,10 @@ class Worker:
             logger.warning("run %s: %s", run.run_id, error)
             return self._limits.timeouts
 
-    async def _outcome(self, attempt: Attempt, deadline: Deadline) -> Ended:
-        """How the agent's code ends. On the agents' loop, where its exceptions are made plain text."""
+    async def _outcome(self, attempt: Attempt, deadline: Deadline) -> RunOutcome | BaseException:
+        """How the agent's code ends. On the agents' loop; what would end that is not raised but returned."""
         if (late := deadline.passed()) is not None:  # an earlier attempt has used up the time
-            return Ended(failure=Failure.late(late))
+            return DeadlinePassed(late)
         try:
             if not attempt.thread_is_new:
                 await blocking(self._barrier, attempt.run.thread_id)
@@ -249,10 +268,28 @@ class Worker:
         except (asyncio.CancelledError, GeneratorExit):
             raise
         except (SystemExit, KeyboardInterrupt) as error:
-            return Ended(failure=Failure.of(AgentExited(error)))
+            return AgentExited(error)
         except BaseException as error:  # noqa: BLE001  (whatever it is, it ends this run alone)
-            return Ended(failure=Failure.of(error, self._is_retryable))
-        return Ended(outcome or RunOutcome())
+            return error
+        return outcome or RunOutcome()
+
+    def _failure(self, run: Run, error: BaseException) -> Failure:
+        """The failure that an exception is, logged with its traceback. For one of an agent, on the agents' loop."""
+        if isinstance(error, DeadlinePassed):
+            failure = Failure.late(str(error))
+        else:
+            failure = Failure.of(
+                error,
+                self._is_retryable,
+                show_errors=self._limits.show_errors,
+                max_event_bytes=self._log.max_event_bytes,
+            )
+        if not failure.lost_lease:
+            log_failure(original_of(error), is_retried=self._is_retried(run, failure), fields=self._fields(run))
+        return failure
+
+    def _is_retried(self, run: Run, failure: Failure) -> bool:
+        return failure.may_pass and run.failed_attempts + 1 < self._limits.max_attempts
 
     def _is_retryable(self, error: Exception) -> bool:
         """What the executor says; its code too may be the agent's."""
@@ -310,7 +347,7 @@ class Worker:
                 await self._write_end(attempt, failure, outcome)
             except (LimitExceeded, TypeError, ValueError) as unwritable:
                 # What it ended with cannot be stored; that is how it ended, then.
-                await self._write_end(attempt, Failure.of(unwritable), None)
+                await self._write_end(attempt, self._failure(attempt.run, unwritable), None)
         except (WriteConflict, LeaseLost):
             thread, _ = await blocking(self._decisions.look, attempt.run.thread_id)
             current = thread.claimed(attempt.run.run_id, attempt.claim_id)
@@ -319,10 +356,10 @@ class Worker:
     async def _retried(self, attempt: Attempt, failure: Failure) -> bool:
         """Put the run back for another attempt, where its error may pass and there is an attempt left."""
         run = attempt.run.copy()
-        if run.failed_attempts + 1 >= self._limits.max_attempts or not failure.may_pass:
+        if not self._is_retried(run, failure):
             return False
         due_at = self._limits.backoff.due_at(run, self._timeouts_of(run).wall)
-        run.requeue(RequeueCause.RETRY, due_at=due_at, error=failure.text, error_type=failure.kind)
+        run.requeue(RequeueCause.RETRY, due_at=due_at, **failure.recorded)
         who = replace(self._provenance, reason=f"attempt {run.attempt} failed with an error that may pass")
         items = [self._log.item(fact, who) for fact in run.pull_events()]
         await asyncio.shield(asyncio.wrap_future(attempt.record(*items, last=True)))
@@ -436,9 +473,9 @@ def decision(run: Run, facts: Sequence[Fact], restore: Restore) -> Decision:
 
 def _mark_failed(run: Run, failure: Failure) -> None:
     if failure.is_late:
-        run.mark_timed_out(failure.text, error_type=failure.kind)
+        run.mark_timed_out(**failure.recorded)
     else:
-        run.mark_failed(failure.text, error_type=failure.kind)
+        run.mark_failed(**failure.recorded)
 
 
 def _error_frame(run: Run) -> bytes:

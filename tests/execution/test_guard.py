@@ -19,7 +19,7 @@ import uvloop
 from runs_es.domain import LeaseLost
 from runs_es.execution.agent_threads import AgentThreads
 from runs_es.execution.agents_loop import AgentsLoop
-from runs_es.execution.failures import MAX_ERROR_TEXT, MAX_ERROR_TYPE, AgentExited, Failure
+from runs_es.execution.attempt_failure import MAX_ERROR_TEXT, MAX_ERROR_TYPE, AgentExited, Failure
 from runs_es.execution.guard import EXECUTING, AgentTask, executing_in, guarded
 from tests.execution.test_worker_faults import Scripted, given
 
@@ -38,8 +38,8 @@ class Recorded:
     def __str__(self) -> str:
         return f"run {self.run_id}"
 
-    def fail(self, failure: Failure) -> None:
-        self.failures.append(failure)
+    def fail(self, error: Exception) -> None:
+        self.failures.append(Failure.of(error))
         self.failed.set()
 
     def interrupt(self) -> None:
