@@ -12,10 +12,11 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
+from contextvars import copy_context
 
 from runs_es.execution.agent_threads import AgentThreads
 from runs_es.execution.attempt_failure import printed
-from runs_es.execution.guard import executing_in, guarded_loop
+from runs_es.execution.guard import SHARED, executing_in, guarded_loop
 from runs_es.execution.protocol import RunExecutor
 from runs_es.execution.watchdog import Watchdog
 
@@ -90,7 +91,9 @@ class AgentsLoop:
         asyncio.set_event_loop(loop)
         watchdog = Watchdog(loop, threading.get_ident(), self._executing, self._blocked_seconds)
         watchdog.start()
-        living = loop.create_task(self._live(), name="agents")
+        context = copy_context()
+        context.run(SHARED.set, True)
+        living = context.run(loop.create_task, self._live(), name="agents")
         living.add_done_callback(self._end)
         while not loop.is_closing:  # type: ignore[attr-defined]
             try:

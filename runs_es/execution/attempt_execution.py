@@ -6,6 +6,7 @@ The two may be one loop, as in a test or in a store that has no loop for agents.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import copy_context
@@ -14,8 +15,10 @@ from typing import Any
 
 from runs_es.execution.attempt import Attempt
 from runs_es.execution.attempt_failure import Failure, kind_of, printed
-from runs_es.execution.guard import EXECUTING, AgentTask, logger
+from runs_es.execution.guard import EXECUTING, AgentTask
 from runs_es.execution.protocol import RunOutcome
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,22 +125,25 @@ class AttemptExecution:
             self._task.cancel()
 
     def _done(self, task: asyncio.Task[RunOutcome | BaseException]) -> None:
+        error = None if task.cancelled() else task.exception()  # asked for, or asyncio would log it
         if self._is_over:
-            if not task.cancelled():
-                task.exception()  # which nobody asks for
             return
-        if task.cancelled():
-            ended: RunOutcome | BaseException = asyncio.CancelledError("the executor cancelled itself")
-        else:
-            ended = task.exception() or task.result()
+        try:
+            if task.cancelled():
+                error = asyncio.CancelledError("the executor cancelled itself")
+            self._end(self._ended(task.result() if error is None else error))
+        except BaseException as another:
+            logger.exception("%s: how it ended cannot be told (%s)", self, kind_of(another))
+            self._end(Ended(failure=Failure(kind_of(another), "how the agent ended cannot be told")))
+
+    def _ended(self, ended: RunOutcome | BaseException) -> Ended:
         if isinstance(ended, RunOutcome):
-            self._end(Ended(outcome=ended))
-        elif self._is_interrupted:
-            self._end(Ended(interrupted=True))
-        elif self._stop_asked:  # how it ends is what it was stopped for
-            self._end(Ended(failure=Failure.of(ended)))
-        else:
-            self._end(Ended(failure=self._failure(ended)))
+            return Ended(outcome=ended)
+        if self._is_interrupted:
+            return Ended(interrupted=True)
+        if self._stop_asked:  # how it ends is what it was stopped for
+            return Ended(failure=Failure.of(ended))
+        return Ended(failure=self._failure(ended))
 
     def _end(self, ended: Ended) -> None:
         """The first end counts."""

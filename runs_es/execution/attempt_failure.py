@@ -6,7 +6,6 @@ that renews leases, which is given a `Failure` only.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -96,8 +95,6 @@ def printed(error: BaseException, how: Callable[[Any], str] = str) -> str:
     """What an exception says of itself, cut and cleaned; the name of its class when it cannot be printed."""
     try:
         text = "".join((how(error),))  # of a subclass of str, the text alone
-    except asyncio.CancelledError:
-        raise
     except BaseException:  # noqa: BLE001  (the agent's code, in an exception of its own)
         return kind_of(error)
     return text[:MAX_ERROR_TEXT].encode("utf-8", "replace").decode().replace("\x00", "\ufffd")

@@ -36,24 +36,27 @@ class Executing(Protocol):
 
 
 EXECUTING: ContextVar[Executing | None] = ContextVar("runs_es_executing", default=None)
+# Whether a task made here serves all runs, such as those of a connection pool.
+SHARED: ContextVar[bool] = ContextVar("runs_es_shared", default=False)
 
 
 class AgentTask(asyncio.Task[Any]):
-    """A task on the agents' loop. Code of one attempt cannot end another attempt, or what all of them use, by
-    cancelling its tasks.
+    """A task on the agents' loop. Code of one attempt cannot end another attempt, or tasks that serve all of them, by
+    cancelling them.
     """
 
     def __init__(self, coroutine: Any, *, executing: Executing | None, is_root: bool = False, **options: Any) -> None:
         self.executing = executing
         self._is_root = is_root  # the one that executes the attempt
+        self._is_shared = executing is None and SHARED.get()
         super().__init__(coroutine, **options)
 
     def cancel(self, msg: Any | None = None) -> bool:
         canceller = EXECUTING.get()
         if canceller is not None and canceller is not self.executing:
-            if self.executing is None:
-                return False  # the connection pool's, say
-            if self._is_root:
+            if self._is_shared:
+                return False
+            if self._is_root and self.executing is not None:
                 self.executing.interrupt()
                 canceller.fail(OtherRunsCancelled("the agent cancelled tasks of other runs"))
         return super().cancel(msg)

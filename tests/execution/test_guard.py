@@ -238,6 +238,21 @@ def test_cancelling_all_tasks_interrupts_other_runs_and_ends_the_one_that_did_it
     assert agents.begin(quick, Recorded()).result(10) == "quick", "what all runs use has not been cancelled"
 
 
+def test_a_task_of_no_run_that_a_thread_of_an_agent_started_can_be_cancelled(agents: Loop) -> None:
+    async def for_ever() -> None:
+        await asyncio.Event().wait()
+
+    async def body() -> bool:
+        loop = asyncio.get_running_loop()
+        waiting = await loop.run_in_executor(None, asyncio.run_coroutine_threadsafe, for_ever(), loop)
+        (task,) = [task for task in asyncio.all_tasks() if executing_in(task) is None and "for_ever" in repr(task)]
+        task.cancel()
+        await asyncio.wait((task,), timeout=10)
+        return task.cancelled() and waiting.cancelled()
+
+    assert agents.begin(body, Recorded()).result(20)
+
+
 def test_the_threads_of_all_runs_cannot_be_ended_by_an_agent(agents: Loop) -> None:
     async def body() -> int:
         with pytest.raises(Exception, match="threads that it shares"):

@@ -77,6 +77,18 @@ async def stream_of(store: Store, thread_id: str, run_id: str) -> list[tuple[str
     return [(event.event, event.data) async for event in stream.events if event.id]
 
 
+class Falsy(Exception):
+    def __bool__(self) -> bool:
+        return False
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+    __repr__ = __str__
+
+
 async def quick(_: ActiveRun) -> None:
     return None
 
@@ -258,11 +270,24 @@ async def test_a_run_that_blocks_its_loop_ends_when_its_time_is_up(settings: Set
 
 @pytest.mark.parametrize(
     ("what", "kind"),
-    [("surrogate", "ValueError"), ("huge", "ValueError"), ("wrong", "TypeError"), ("unstorable", "ValueError")],
+    [
+        ("falsy", "Falsy"),
+        ("unprintable", "Unprintable"),
+        ("surrogate", "ValueError"),
+        ("huge", "ValueError"),
+        ("wrong", "TypeError"),
+        ("unstorable", "ValueError"),
+    ],
 )
 async def test_an_end_that_cannot_be_written_is_an_error_at_the_first_attempt(
     settings: Settings, what: str, kind: str
 ) -> None:
+    async def falsy(_: ActiveRun) -> None:
+        raise Falsy
+
+    async def unprintable(_: ActiveRun) -> None:
+        raise Unprintable
+
     async def surrogate(_: ActiveRun) -> None:
         raise ValueError("a file called \udcff and a NUL \x00")
 
@@ -275,7 +300,9 @@ async def test_an_end_that_cannot_be_written_is_an_error_at_the_first_attempt(
     async def unstorable(_: ActiveRun) -> RunOutcome:
         return RunOutcome(interrupts={"task": [{"value": object()}]})
 
-    executor = Scripted(surrogate=surrogate, huge=huge, wrong=wrong, unstorable=unstorable)
+    executor = Scripted(
+        falsy=falsy, unprintable=unprintable, surrogate=surrogate, huge=huge, wrong=wrong, unstorable=unstorable
+    )
 
     async def body(store: Store) -> None:
         run = await store.service.create_background(command(what))
