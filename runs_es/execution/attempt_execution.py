@@ -62,6 +62,11 @@ class AttemptExecution:
         """The id of its run."""
         return self._attempt.run.run_id
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the attempt's code has ended. On the agents' loop, which knows first."""
+        return self._is_over
+
     def has_ended(self) -> bool:
         """Whether `ended` is set."""
         return self.ended is not None

@@ -28,6 +28,10 @@ class Executing(Protocol):
     def run_id(self) -> str:
         """The id of its run."""
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the attempt has ended."""
+
     def fail(self, error: Exception) -> None:
         """End the attempt as failed; one that has ended is left as it is, with an ERROR line."""
 
@@ -72,7 +76,10 @@ async def guarded(coroutine: Awaitable[Any]) -> Any:
     """
     try:
         return await coroutine
-    except (Exception, asyncio.CancelledError):
+    except asyncio.CancelledError:
+        raise
+    except Exception as error:
+        _report_late(error)
         raise
     except GeneratorExit as error:
         # `close()` closes the inner coroutine first, and then raises in this frame. One that the agent raised comes
@@ -81,7 +88,28 @@ async def guarded(coroutine: Awaitable[Any]) -> Any:
             raise
         raise AgentExited(error) from error
     except BaseException as error:
-        raise AgentExited(error) from error
+        exited = AgentExited(error)
+        _report_late(exited)
+        raise exited from error
+
+
+def _report_late(error: Exception) -> None:
+    """Log what a task raises after its run has ended. asyncio would say so when the task is collected, maybe never."""
+    executing, task = EXECUTING.get(), asyncio.current_task()
+    if executing is None or task is None or not executing.is_over:
+        return
+    task.add_done_callback(_retrieve)
+    if not isinstance(error, LeaseLost | WriteConflict):
+        _report(executing, "a task that nobody awaits", error)
+
+
+def _retrieve(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
+
+
+def _report(executing: Executing, what: str, error: BaseException) -> None:
+    logger.error("%s: %s raised %s: %s", executing, what, kind_of(error), printed(error), exc_info=error)
 
 
 def task_factory(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> AgentTask:
@@ -198,4 +226,4 @@ def _unheard(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         loop.default_exception_handler(context)
         return
     what = "a callback" if task is None else "a task that nobody awaits"
-    logger.error("%s: %s raised %s: %s", executing, what, kind_of(error), printed(error), exc_info=error)
+    _report(executing, what, error)

@@ -31,6 +31,7 @@ class Recorded:
 
     def __init__(self, run_id: str = "bad") -> None:
         self.run_id = run_id
+        self.is_over = False
         self.failures: list[Failure] = []
         self.interrupted = threading.Event()
         self.failed = threading.Event()
@@ -359,6 +360,28 @@ def test_the_log_names_the_run_that_blocks_the_loop_and_where(agents: Loop) -> N
 
 def wait_in_the_way(warned: threading.Event) -> bool:
     return warned.wait(20)
+
+
+def test_a_task_that_dies_after_its_run_is_reported_at_once(agents: Loop, caplog: pytest.LogCaptureFixture) -> None:
+    kept: list[asyncio.Task[None]] = []
+
+    async def dies(error: BaseException) -> None:
+        raise error
+
+    async def body() -> None:
+        over.is_over = True
+        for error in (LeaseLost("no longer this worker's"), ValueError("unheard"), SystemExit(3)):
+            kept.append(asyncio.create_task(dies(error)))
+        await asyncio.wait(kept)
+
+    over = Recorded("over")
+    agents.begin(body, over).result(10)
+    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("run over")]
+    assert [line.partition(" raised ")[2].partition(":")[0] for line in lines] == ["ValueError", "AgentExited"]
+    kept.clear()
+    gc.collect()
+    agents.stop()
+    assert len([record for record in caplog.records if record.getMessage().startswith("run over")]) == 2
 
 
 class Unprintable(Exception):
