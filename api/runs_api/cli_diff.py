@@ -10,10 +10,9 @@ import typer
 from rich.text import Text
 
 from runs_api.diffs import diff_body
-from runs_api.terminal import Refused, migrated_database, out, printable
+from runs_api.terminal import Refused, command_settings, migrated_database, out, printable
 from runs_es.domain import RunNotFound
 from runs_es.log.reader import LogReader
-from runs_es.settings import Settings
 from runs_projections.diff import Change, MessageChange, RunAt, RunDiff, run_at
 from runs_projections.diff import diff as compare
 from runs_projections.past import AsOf, Past
@@ -37,7 +36,7 @@ def diff(
     """Show what changed in a run between two seqs, or what two runs differ in: fields, messages and state."""
     if other is not None and (start is not None or end is not None):
         raise Refused("two runs are compared as they are now: leave out --from and --to", 2)
-    settings = Settings()
+    settings = command_settings()
     with migrated_database(settings) as database:
         reader = LogReader(database.url, settings.db_schema, pool_size=1)
         try:

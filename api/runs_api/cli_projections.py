@@ -10,9 +10,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from runs_api.terminal import Refused, migrated_database, out, user
+from runs_api.terminal import Refused, command_settings, migrated_database, out, user
 from runs_es.domain import Provenance
-from runs_es.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +24,7 @@ app = typer.Typer(
     name="projections",
     help="How read models stand, and what to do about one that stopped.",
     no_args_is_help=True,
+    add_completion=False,
 )
 
 Name = Annotated[str, typer.Argument(help="A read model that has stopped.")]
@@ -93,7 +93,7 @@ def _decide(decide: Callable[[EventLog, AnyProjection, Provenance], int], name: 
     from runs_projections.interventions import NotStopped
     from runs_projections.loading import find, load_projections
 
-    settings = Settings()
+    settings = command_settings()
     try:
         projection = find(load_projections(settings), name)
     except ValueError as error:
@@ -114,7 +114,7 @@ def _statuses() -> list[ProjectionStatus]:
     from runs_projections import tracking
     from runs_projections.loading import load_projections
 
-    settings = Settings()
+    settings = command_settings()
     projections = load_projections(settings)
     with (
         migrated_database(settings) as database,

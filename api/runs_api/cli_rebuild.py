@@ -9,8 +9,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from runs_api.terminal import Refused, err, migrated_database, out
-from runs_es.settings import Settings
+from runs_api.terminal import Refused, command_settings, err, migrated_database, out
 
 if TYPE_CHECKING:
     from runs_projections.projection import AnyProjection
@@ -44,7 +43,7 @@ def rebuild(
     from runs_projections.loading import load_projections
     from runs_projections.rebuild import rebuild as make_again
 
-    settings = Settings()
+    settings = command_settings()
     projections = load_projections(settings)
     _check_version(projections, names, version)
     with migrated_database(settings) as database, _progress() as progress:

@@ -12,7 +12,7 @@ from psycopg.errors import LockNotAvailable
 from rich.table import Table
 from rich.text import Text
 
-from runs_api.terminal import Refused, migrated_database, out, user
+from runs_api.terminal import Refused, command_settings, migrated_database, out, user, where
 from runs_es.domain import ConflictError, Provenance, RunStatus, ThreadNotFound
 from runs_es.log import retention
 from runs_es.log.event_log import EventLog
@@ -47,7 +47,7 @@ def retain(
     ] = 0.0,
 ) -> None:
     """Drop streamed frames that are no longer to be kept (RUNS_ES_KEEP_STREAMS_*); what happened stays on record."""
-    settings = Settings()
+    settings = command_settings()
     if older_than_days and not (status or thread):
         raise Refused(
             "--older-than-days goes with --status or --thread; by age alone, set RUNS_ES_KEEP_STREAMS_DAYS", 2
@@ -132,7 +132,7 @@ def erase(
 
     if not reason.strip():
         raise Refused("--reason must say something: it is all that will be left", 2)
-    settings = Settings()
+    settings = command_settings()
     with migrated_database(settings) as database:
         if not yes:
             typer.confirm(f"Erase thread {thread} for good?", abort=True)
@@ -144,7 +144,7 @@ def erase(
             try:
                 erased = retention.erase_thread(log, thread, provenance=provenance, force=force)
             except ThreadNotFound as error:
-                raise Refused(f"there is no thread {thread} in {settings.db_schema}") from error
+                raise Refused(f"there is no thread {thread} in {where(settings)}") from error
             except ConflictError as error:
                 raise Refused(f"{error} (--force)") from error
             is_applied = projector.wait_for(erased.position, _PROJECTION_SECONDS)

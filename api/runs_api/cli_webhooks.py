@@ -9,13 +9,12 @@ from typing import Annotated
 
 import typer
 
-from runs_api.terminal import Refused, migrated_database, out, printable
+from runs_api.terminal import Refused, command_settings, migrated_database, out, printable
 from runs_es.log.event_log import EventLog
-from runs_es.settings import Settings
 from runs_es.webhooks.addresses import host_of
 from runs_es.webhooks.deliveries import Deliveries, WebhookStatus
 
-app = typer.Typer(help="How webhooks stand, and trying again.", no_args_is_help=True)
+app = typer.Typer(help="How webhooks stand, and trying again.", no_args_is_help=True, add_completion=False)
 
 
 class State(StrEnum):
@@ -64,6 +63,6 @@ def _line(webhook: WebhookStatus) -> str:
 
 @contextmanager
 def _deliveries() -> Iterator[Deliveries]:
-    settings = Settings()
+    settings = command_settings()
     with migrated_database(settings) as database, EventLog(database.url, settings.db_schema, pool_size=2) as log:
         yield Deliveries(log.reader)
