@@ -55,8 +55,9 @@ def check(
         ) as connection:
             _check_server(connection, report.findings)
             if is_migrated:
-                inspect_tracking(connection, report.findings)
+                unfilled = inspect_tracking(connection, report.findings)
                 report = _inspected(connection, report.findings)
+                report.unfilled = unfilled
     if json:
         sys.stdout.write(orjson.dumps(_as_json(report)).decode() + "\n")
     else:
@@ -118,6 +119,7 @@ def _as_json(report: LogReport) -> dict[str, Any]:
         "facts": report.facts,
         "pages": report.pages,
         "threads_cut_by_retention": report.cut,
+        "read_models_not_begun": report.unfilled,
         "seconds": round(report.seconds, 3),
     }
 
@@ -145,5 +147,7 @@ def _print(report: LogReport, is_migrated: bool) -> None:
     )
     if report.cut:
         out.print(f"retention has taken frames of {report.cut:,} of these threads")
+    if report.unfilled:
+        out.print(f"not filled yet, which the next server or worker does: {', '.join(report.unfilled)}")
     if not report.findings.count:
         out.print(Text("all is well", "bold green"))

@@ -13,7 +13,7 @@ from psycopg.errors import LockNotAvailable
 from rich.table import Table
 from rich.text import Text
 
-from runs_api.terminal import Refused, command_settings, migrated_database, out, user, where
+from runs_api.terminal import Refused, command_settings, migrated_database, out, size_of, user, where
 from runs_es.domain import ConflictError, Provenance, RunStatus, ThreadNotFound
 from runs_es.log import retention
 from runs_es.log.event_log import EventLog
@@ -133,16 +133,6 @@ def _row(step: Step, words: dict[Action, str]) -> tuple[str, ...]:
     rows = f"{step.rows:,}" if step.runs is not None else f"~{step.rows:,}"
     created = segment.created_at.isoformat(" ", "seconds")
     return str(segment.number), created, size_of(segment.size), rows, words[step.action], step.why
-
-
-def size_of(size: int) -> str:
-    """A number of bytes for people."""
-    amount = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} TiB"
 
 
 def erase(

@@ -64,6 +64,16 @@ def _is_sudo() -> bool:
     return os.geteuid() == 0 and os.environ.get("SUDO_UID", "").isdecimal()
 
 
+def size_of(size: int) -> str:
+    """A number of bytes for people."""
+    amount = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TiB"
+
+
 @contextmanager
 def migrated_database(settings: Settings) -> Iterator[Database]:
     """The database of the settings, which has to exist. Raises Refused when it lacks a migration."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from runs_api.cli_retention import size_of
+from runs_api.terminal import size_of
 from runs_es.log import retention, segments
 from runs_es.log.event_log import EventLog
 from tests.api.test_cli_tail import Run
