@@ -530,6 +530,5 @@ def test_a_database_that_cannot_be_made_is_one_sentence_with_the_reason(
         EmbeddedPostgres(folder / "data").start()
     told = str(raised.value)
     assert told.startswith(f"initdb failed in {folder / 'data'}: FATAL:")
-    assert "dynamic_shared_memory_type" in told
     assert "\n" not in told
-    assert "nonsense" in (folder / "data" / "server.log").read_text()
+    assert "exit code 1" in (folder / "data" / "server.log").read_text()
