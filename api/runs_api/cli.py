@@ -27,6 +27,7 @@ from runs_api import (
     cli_tail,
     cli_webhooks,
 )
+from runs_api.bad_settings import described
 from runs_api.terminal import Refused, err, out
 from runs_es.database import (
     DatabaseUnavailable,
@@ -55,12 +56,8 @@ def main() -> None:
         app()
     except Refused as error:
         _fail(str(error), error.code)
-    except ValidationError as error:
-        problems = (
-            f"RUNS_ES_{'_'.join(map(str, each['loc'])).upper()}: {each['msg']}" if each["loc"] else each["msg"]
-            for each in error.errors()
-        )
-        _fail("; ".join(problems), 2)
+    except (ValidationError, SettingsError) as error:
+        _fail(described(error), 2)
     except (
         DatabaseUnavailable,
         MigrationFailed,
@@ -78,8 +75,6 @@ def main() -> None:
         if (error.name or "").partition(".")[0] not in ("langgraph", "langchain_core"):
             raise
         _fail(f'LangGraph is missing ({error}). Install it with `pip install "runs-es[langgraph]"`')
-    except SettingsError as error:
-        _fail(f"{error}; it must be JSON, as in RUNS_ES_CORS_ORIGINS='[\"https://example.org\"]'", 2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone: nothing to say to it
     except KeyboardInterrupt:

@@ -123,7 +123,8 @@ def _configurable_and_context(
 def _config(body: RunBody, configurable: Mapping[str, Any], ids: Mapping[str, str]) -> dict[str, Any]:
     """The config as asked for, with the run's own ids in it."""
     return {
-        **body.config.model_dump(exclude_unset=True),
+        # Not dumped, which would copy whatever is inside: no field of it is a model.
+        **{name: value for name, value in body.config if name in body.config.model_fields_set},
         "metadata": {"created_by": "system", **body.config.metadata, **body.metadata, **ids},
         "configurable": dict(configurable),
     }

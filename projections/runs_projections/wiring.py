@@ -122,7 +122,9 @@ class Store:
         projector.start()
         self._exit.callback(projector.close)
         self.projector = projector
-        self.runs = ProjectedRuns(self.log, projector, wait=settings.list_wait_seconds)
+        self.runs = ProjectedRuns(
+            self.log, projector, wait=settings.list_wait_seconds, kwargs_bytes=settings.list_kwargs_bytes
+        )
         self.events = ProjectedEvents(self.log, projector, wait=settings.list_wait_seconds)
         self.threads = ProjectedThreads(self.log, projector, wait=settings.list_wait_seconds)
         self.usage = ProjectedUsage(self.log, projector, wait=settings.list_wait_seconds, prices=settings.prices)
@@ -239,7 +241,7 @@ class Store:
         self._restore = CheckpointRollback(self.log.reader, schema).restore
         self._open_state = partial(open_state_left, registry, url, schema)
         self.registry = registry
-        graphs = GraphStateReader(registry, self._checkpoints)
+        graphs = GraphStateReader(registry, self._checkpoints, show_errors=self.settings.show_errors != "never")
         self.state = AssistantStates(registry, graphs, ShownState(self.log.reader, self._threads))
 
         @asynccontextmanager
