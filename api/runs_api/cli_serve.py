@@ -17,14 +17,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import orjson
 import typer
-from psycopg.conninfo import conninfo_to_dict
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from runs_api.meta import version_of
 from runs_api.stopping import AGAIN, Interrupts
-from runs_api.terminal import Refused, out
-from runs_es.database import Database
+from runs_api.terminal import Refused, command_settings, out, where
 from runs_es.domain import StoreUnavailable
 from runs_es.execution.routes import Routes
 from runs_es.process_log import configure
@@ -148,9 +146,7 @@ def work(
             store.fire_crons(cron_runs(store.registry))
         _settle_memory()
         taken = f" of {', '.join(queues)}" if queues else ""
-        out.print(
-            f"runs-es worker: up to {settings.concurrency} runs{taken} at once, on {where(store.database, settings)}"
-        )
+        out.print(f"runs-es worker: up to {settings.concurrency} runs{taken} at once, on {where(settings)}")
         if settings.show_errors == "never":
             out.print(HIDDEN)
         if drain:
@@ -208,7 +204,7 @@ def _left(store: Store, queues: Collection[str], goes_on: Callable[[], bool]) ->
 
 
 def _settings(concurrency: int | None) -> Settings:
-    settings = Settings()
+    settings = command_settings()
     return settings if concurrency is None else settings.model_copy(update={"concurrency": concurrency})
 
 
@@ -279,7 +275,7 @@ def _greet(url: str, store: Store, settings: Settings, rules: BrowserRules) -> N
     lines = (
         ("API", f"{url}  (described at {url}/docs)"),
         ("graphs", ", ".join(names)),
-        ("data", where(store.database, settings)),
+        ("data", where(settings)),
         ("worker", executes),
         ("open to", str(rules)),
     )
@@ -313,12 +309,3 @@ def _stop(store: Store, interrupts: Interrupts) -> None:
     store.stop_waiting()
     if store.worker is not None:
         store.worker.drain()  # while requests under way are answered, not after them
-
-
-def where(database: Database, settings: Settings) -> str:
-    """The database in words, without its password."""
-    if settings.database_url is None:
-        return f"{settings.data_dir} (embedded PostgreSQL)"
-    parts = conninfo_to_dict(database.url)
-    port = f":{parts['port']}" if parts.get("port") else ""
-    return f"{parts.get('host') or 'localhost'}{port}/{parts.get('dbname') or ''}, schema {settings.db_schema}"
