@@ -381,6 +381,17 @@ class LogReader:
             ).fetchall()
         return [recorded(row) for row in rows]
 
+    def last_of(
+        self, thread_id: str, topics: Sequence[str], before: int, limit: int
+    ) -> list[tuple[int, str, str | None]]:
+        """(seq, topic, run id) of the thread's last `limit` facts of these topics before a seq, the newest first."""
+        with self.connection() as connection:
+            return connection.execute(
+                "select seq, topic, run_id from events_facts where thread_id = %s and seq < %s and topic = any(%s)"
+                " order by seq desc limit %s",
+                (thread_id, before, list(topics), limit),
+            ).fetchall()
+
     def last_position(self, thread_id: str | None = None) -> int:
         """The position of the newest fact of a thread, or of the store; 0 when there is none."""
         with self.connection() as connection:
