@@ -195,10 +195,10 @@ class LogReader:
         with self.connection() as connection:
             return connection.execute(statement, parameters, binary=True).fetchall()
 
-    def rows_after(self, thread_id: str, seq: int, limit: int) -> list[Row]:
+    def rows_after(self, thread_id: str, seq: int, limit: int, most_bytes: int = READ_BYTES) -> list[Row]:
         """The thread's rows that hold anything after `seq`, in order; the first may begin before it.
 
-        At most `limit`, and no more than READ_BYTES need: a reader that stalls keeps what it has read.
+        At most `limit`, and no more than `most_bytes` need: a reader that stalls keeps what it has read.
         """
         statement = (
             f"select {_ROW_COLUMNS} from (select *,"
@@ -206,7 +206,7 @@ class LogReader:
             f"   from (select {_ROW_COLUMNS} from events where thread_id = %s and seq > %s order by seq limit %s) e) r"
             " where before < %s order by seq"
         )
-        return self._rows(thread_id, statement, (thread_id, seq, limit, READ_BYTES))
+        return self._rows(thread_id, statement, (thread_id, seq, limit, most_bytes))
 
     def stored_after(self, thread_id: str, seq: int, limit: int, *, facts_only: bool = False) -> tuple[list[Row], int]:
         """As `rows_after`, with all that is known of each row, and the seq up to which nothing else is there.
