@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 from runs_api.edge import EdgeOf
 from runs_api.errors import ApiError
 from runs_es.domain import Provenance, checked_id
+from runs_es.process_log import bind
 
 _HTTP_SPACE = " \t"
 _NOT_IN_NAMES = ("Cc", "Zl", "Zp")  # control characters, separators of lines and paragraphs
@@ -31,6 +32,7 @@ class Caller:
 async def caller_of(request: Request, edge: EdgeOf) -> Caller:
     """Raises ApiError 401 when a user must be named and is not, or is twice."""
     user_id = named_user(request, edge.settings.user_header)
+    bind(user_id=user_id, **{name: request.path_params.get(name) for name in ("thread_id", "run_id")})
     actor = "api" if user_id is None else f"user:{user_id}"
     return Caller(user_id, Provenance(actor=actor, correlation_id=request.state.request_id))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from typing import Annotated, Any, ParamSpec, TypeVar
 
@@ -43,7 +44,8 @@ class Edge:
     async def read(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         """Call `function` in a thread."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, partial(function, *arguments, **named))
+        call = partial(function, *arguments, **named)
+        return await loop.run_in_executor(self._threads, copy_context().run, call)
 
     async def json(self, content: Any, *, headers: Mapping[str, str] | None = None) -> Json:
         """The answer with this content, encoded in a thread when it is not small."""

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runs_api.errors import RETRY, ApiError
 from runs_api.json_bodies import SLICE_BYTES, Bounds, is_json
+from runs_es.process_log import bound
 from runs_es.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -52,15 +53,19 @@ class RequestGate:
         body = _Body()
         answer.on_start = partial(self._let_go, body)
         try:
-            await self._app(
-                scope, self._counted(receive, body, _bounds_of(scope, self._max_depth, self._max_elements)), answer.send
-            )
+            with bound(request_id=answer.request_id.decode()):
+                await self._app(
+                    scope,
+                    self._counted(receive, body, _bounds_of(scope, self._max_depth, self._max_elements)),
+                    answer.send,
+                )
         except ClientDisconnect:
             logger.info("%s %s: the client left before its request was whole", scope["method"], scope["path"])
         except Exception:
             if answer.started:
                 raise  # the server cuts the connection, which is all that can be said now
-            logger.exception("%s %s failed (request %s)", scope["method"], scope["path"], answer.request_id.decode())
+            told = {"request_id": answer.request_id.decode()}
+            logger.exception("%s %s failed", scope["method"], scope["path"], extra=told)
             await ApiError(500, "Internal Server Error").response()(scope, receive, answer.send)
         finally:
             self._let_go(body)

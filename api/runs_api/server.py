@@ -22,6 +22,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from runs_api.sse import ABORT
+from runs_api.stopping import end_at_once
 from runs_es.settings import Settings
 
 WATCH_SECONDS = 2
@@ -225,11 +226,12 @@ class DrainingServer(uvicorn.Server):
             await asyncio.sleep(_LOOK_SECONDS)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """As uvicorn's, but the signal is not raised again at the end: stopping when asked to is a success."""
+        """As uvicorn's, but the signal is not raised again at the end: stopping when asked to is a success. A Ctrl+C
+        while it stops ends the process, and not only the waiting for requests: runs and the database would go on.
+        """
         if self.should_exit and sig == signal.SIGINT:
-            self.force_exit = True
-        else:
-            self.should_exit = True
+            end_at_once()
+        self.should_exit = True
 
 
 def _drop_arrivals(listener: socket.socket) -> None:
@@ -265,7 +267,6 @@ def run_server(
     on_start: Callable[[], None],
     on_stop: Callable[[], None],
     is_healthy: Callable[[], bool],
-    log_level: str,
     access_log: bool,
     settings: Settings,
 ) -> bool:
@@ -281,8 +282,7 @@ def run_server(
     config = BoundedConfig(
         app,
         http=AbortableProtocol,
-        log_config=None,
-        log_level=log_level,
+        log_config=None,  # its loggers write as all others do, see runs_es/process_log.py
         access_log=access_log,
         server_header=False,
         ws="none",

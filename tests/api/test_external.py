@@ -241,6 +241,12 @@ async def test_a_worker_that_renews_keeps_its_run_and_is_told_of_a_cancel(client
     last = {"outcome": "success", "values": {"too": "late"}}
     assert (await worker.told("finish", **last))["status"] == "interrupted"
     assert [event["event"] for event in await stream(client, thread, run)] == ["metadata", "end"]
+    path = f"/threads/{thread}/runs/{run}"
+    request, end = (await client.get(f"{path}/events?types=run.cancel_requested,run.cancelled")).json()
+    assert end["metadata"]["causation_id"] == str(request["seq"])
+    assert end["metadata"]["correlation_id"] == request["metadata"]["correlation_id"]
+    assert end["metadata"]["reason"].startswith("cancel requested by api")
+    assert end["metadata"]["reason"] in (await client.get(f"{path}/history")).text
 
 
 @pytest.mark.parametrize("action", ["interrupt", "rollback"])
