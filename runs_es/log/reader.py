@@ -208,7 +208,9 @@ class LogReader:
         )
         return self._rows(thread_id, statement, (thread_id, seq, limit, most_bytes))
 
-    def stored_after(self, thread_id: str, seq: int, limit: int, *, facts_only: bool = False) -> tuple[list[Row], int]:
+    def stored_after(
+        self, thread_id: str, seq: int, limit: int, *, facts_only: bool = False, most_bytes: int = READ_BYTES
+    ) -> tuple[list[Row], int]:
         """As `rows_after`, with all that is known of each row, and the seq up to which nothing else is there.
 
         With `facts_only` pages are not read.
@@ -217,7 +219,7 @@ class LogReader:
             with self.connection() as connection:
                 # One snapshot: what is between the last row and the head is none of those asked for.
                 answer = connection.execute(
-                    _STORED_FACTS if facts_only else _STORED, (seq, limit, READ_BYTES, thread_id), binary=True
+                    _STORED_FACTS if facts_only else _STORED, (seq, limit, most_bytes, thread_id), binary=True
                 ).fetchall()
                 found = [values for values in answer if values[1] is not None]
                 try:

@@ -123,7 +123,7 @@ def _with_small_ones_behind(row: Row, rows: deque[Row]) -> list[Row]:
     return pages
 
 
-def _first_bytes(rows: Sequence[Row], most: int) -> Sequence[Row]:
+def first_bytes(rows: list[Row], most: int) -> list[Row]:
     """The rows up to the one with which they reach so many bytes: those left out may leave the ring."""
     size = 0
     for number, row in enumerate(rows, 1):
@@ -285,7 +285,7 @@ class RunStream:
         rows = self._channel.read(cursor, READ_ROWS)
         if rows is None:
             return await self._streams.rows_after(self._channel, cursor, version)
-        return _first_bytes(rows, self._streams.read_bytes)
+        return first_bytes(rows, self._streams.read_bytes)
 
     async def _gap(self) -> Gap:
         first, last = await self._streams.call(self._streams.reader.available, self._channel.thread_id, self._run_id)
