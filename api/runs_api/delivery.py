@@ -147,6 +147,7 @@ class Delivery:
             modes=modes,
             on_client_left=self._canceller(handle.thread_id, handle.run_id) if cancels else None,
             on_close=close,
+            memory=self._edge.memory,
         )
 
     def _result(
