@@ -18,6 +18,7 @@ from runs_es.execution import ActiveRun, RetryableError, RunOutcome
 from runs_es.process_log import MAX_TRACEBACK_BYTES, configure
 from runs_es.service.commands import CreateRunCommand, JoinRunStreamCommand
 from runs_es.settings import Settings
+from runs_es.webhooks.payload import ended_run
 from runs_projections.wiring import Store, open_store
 from tests.execution.test_worker import QUICK
 
@@ -218,6 +219,11 @@ async def test_hidden_errors_reach_no_client_and_are_replayed_as_they_were_under
                 shown = {"error": "LookupError", "message": f"An internal error occurred (id {handle.run_id})"}
                 assert result == {"__error__": shown}
                 assert streamed[-1][-2][1:] == ("error", shown)
+                ended = ended_run(store.log.reader, thread, handle.run_id)
+                assert ended is not None
+                webhook = json.loads(ended.body(None, "now"))
+                assert webhook["error"] == shown["message"]
+                assert SECRET not in json.dumps(webhook)
                 fact = failed(store, handle.run_id)
                 assert (fact.error, fact.error_hidden) == (f"no answer: {SECRET}", True)
                 (line,) = told(log, "ERROR")
