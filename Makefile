@@ -11,7 +11,7 @@ ONLY   ?=
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_ROOT_USER_ACTION = ignore
 
-.PHONY: help install serve test check format bench faults wheel openapi clean
+.PHONY: help install serve test browser check format bench faults wheel openapi clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  \033[1m%-9s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,15 @@ serve: install ## Run the server: embedded database in .data/, demo agent, no ke
 
 test: install ## Run the test suite against a real PostgreSQL, a process a core
 	@$(BIN)/python -m pytest tests --numprocesses auto --maxprocesses 4 --dist loadfile
+
+browser: $(VENV)/.browser ## Run the tests that need a Chromium; as root apt installs one
+	@command -v "$${CHROMIUM:-chromium}" >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+	  apt-get install -y -qq --no-install-recommends chromium; } || { echo "install Chromium, or name one in CHROMIUM"; exit 1; }
+	@$(BIN)/python -m pytest tests/browser -m browser
+
+$(VENV)/.browser: $(STAMP)
+	@$(BIN)/python -m pip install -qq --group browser
+	@touch $@
 
 check: install ## Format, lint, types, import contracts
 	@$(BIN)/ruff format --check .

@@ -1,21 +1,26 @@
-"""Every setting, its default and its meaning; read from `RUNS_ES_*`, and from nowhere else.
+"""Every setting, its default and its meaning; read from `RUNS_ES_*`, and from nowhere else. Unknown ones are refused.
 
 The table in README.md is checked against this class by a test.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
 from base64 import b64decode
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import platformdirs
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from runs_es.environment import PREFIX, unknown_variables
+
 MIB = 1024 * 1024
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#A-Z]+", re.ASCII)
 
 
 QueueName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
@@ -38,13 +43,10 @@ class Price(BaseModel):
     cache_write: float | None = Field(None, ge=0)
 
 
-PREFIX = "RUNS_ES_"
-
-
 class Settings(BaseSettings):
     """Settings of one process. Durations are seconds, sizes are bytes."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid")
 
     database_url: str | None = Field(
         None,
@@ -162,7 +164,25 @@ class Settings(BaseSettings):
     segment_bytes: int = Field(1024 * MIB, gt=0, description="size at which a new segment of frames is begun")
 
     max_body_bytes: int = Field(10 * MIB, ge=1024, description="largest request body")
+    max_body_depth: int = Field(200, ge=2, le=250, description="levels of arrays and objects in a request body")
+    max_body_elements: int = Field(
+        250_000, ge=100, description="items and members in a request body, arrays and objects among them"
+    )
+    max_bodies_bytes: int = Field(
+        256 * MIB, ge=1024, description="request bodies that a process holds at once, until it begins to answer"
+    )
     max_header_bytes: int = Field(8192, ge=256, description="largest single request header")
+    header_timeout_seconds: float = Field(
+        10.0, gt=0, description="time that the headers of a request may take, from the connection or its first byte"
+    )
+    body_timeout_seconds: float = Field(
+        30.0, gt=0, description="time that the body of a request may take, and a second more for each 32 KiB of it"
+    )
+    list_kwargs_bytes: int = Field(
+        64 * 1024,
+        ge=1024,
+        description="`kwargs` of a run that are larger are left out of lists; the run itself has them",
+    )
     list_wait_seconds: float = Field(2.0, ge=0, description="how long a list waits for its read model to catch up")
     projections: str | None = Field(
         None,
@@ -181,7 +201,8 @@ class Settings(BaseSettings):
     )
     worker_token: SecretStr | None = Field(
         None,
-        description="what external workers send as `Authorization: Bearer …`; unset means that only this machine's may",
+        description="what external workers send as `Authorization: Bearer …`;"
+        " unset: only this machine's may, and none where there are users",
         examples=["a-long-random-word"],
     )
     worker_max_lease_seconds: float = Field(3600.0, ge=1, description="longest lease an external worker may ask for")
@@ -206,8 +227,24 @@ class Settings(BaseSettings):
         examples=["X-User"],
     )
     cors_origins: list[str] = Field(
-        ["*"], description="origins that browsers may call from (JSON list)", examples=['["https://app.example.org"]']
+        [],
+        description="origins that browsers may call from, beside the server's own and those of localhost (JSON list);"
+        ' `["*"]` opens it to every page',
+        examples=['["https://app.example.org"]'],
     )
+    allowed_hosts: list[str] = Field(
+        [],
+        description="names in `Host` beside localhost that the server answers to (JSON list); unset: any, but on a"
+        " loopback address localhost alone",
+        examples=['["runs.example.org"]'],
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_is_misspelt(cls, given: Any) -> Any:
+        if unknown := unknown_variables(os.environ, cls.model_fields):
+            raise ValueError("; ".join(unknown))
+        return given
 
     @field_validator("webhook_secret")
     @classmethod
@@ -219,6 +256,14 @@ class Settings(BaseSettings):
                 sized = False
             if not sized:
                 raise ValueError("each secret must be 24 to 64 bytes in base64, with or without `whsec_` before it")
+        return given
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, given: list[str]) -> list[str]:
+        for origin in given:
+            if origin not in ("*", "null") and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin: scheme, name and port alone, as in 'https://app.example'")
         return given
 
     @property

@@ -31,6 +31,7 @@ from runs_es.process_log import configure
 from runs_es.settings import Settings
 
 if TYPE_CHECKING:
+    from runs_api.browser_access import BrowserRules
     from runs_es.execution.supervisor import WorkerSupervisor
     from runs_projections.wiring import Store
 
@@ -72,6 +73,7 @@ def serve(
 ) -> None:
     """Run the HTTP server: migrates the database, serves the API, and executes runs unless told not to."""
     from runs_api.app import create_app
+    from runs_api.browser_access import BrowserRules
     from runs_api.cron_runs import cron_runs
     from runs_api.server import run_server
     from runs_projections.wiring import open_store
@@ -83,18 +85,20 @@ def serve(
         _listener(host, port) as listener,
         open_store(settings := _served_on(listener, settings), config=config, work=worker) as store,
     ):
-        url = _url(host, listener.getsockname()[1])
-        service = create_app(store, settings)
+        address, port = listener.getsockname()[:2]
+        url = _url(host, port)
+        is_local = ip_address(address).is_loopback
+        service = create_app(store, settings, is_local=is_local)
         store.fire_crons(cron_runs(store.registry))
         _settle_memory()
         healthy = run_server(
             service,
             listener,
-            on_start=lambda: _greet(url, store, settings),
+            on_start=lambda: _greet(url, store, settings, BrowserRules(settings, is_local=is_local)),
             on_stop=lambda: _stop(store, interrupts),
             is_healthy=lambda: store.worker is None or store.worker.is_alive,
             access_log=access_log,
-            drain_seconds=settings.drain_seconds,
+            settings=settings,
         )
     if not healthy:
         raise Refused("the worker stopped unexpectedly; see the log above, and start again")
@@ -268,7 +272,7 @@ def _settle_memory() -> None:
     gc.set_threshold(20_000, 20, 50)
 
 
-def _greet(url: str, store: Store, settings: Settings) -> None:
+def _greet(url: str, store: Store, settings: Settings, rules: BrowserRules) -> None:
     names = store.registry.names if store.registry is not None else []
     executes = f"in this process, {settings.concurrency} runs at once" if store.worker else "none; start `runs-es work`"
     lines = (
@@ -276,6 +280,7 @@ def _greet(url: str, store: Store, settings: Settings) -> None:
         ("graphs", ", ".join(names)),
         ("data", where(store.database, settings)),
         ("worker", executes),
+        ("open to", str(rules)),
     )
     out.print(Text(f"runs-es {version_of('runs-es')}", "bold"))
     for name, value in lines:

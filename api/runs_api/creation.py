@@ -102,7 +102,8 @@ def _config(body: RunBody, own: Mapping[str, str]) -> dict[str, Any]:
     asked = {key: value for key, value in body.config.configurable.items() if not key.startswith(_INTERNAL)}
     ids = {key: own[key] for key in ("graph_id", "assistant_id")}
     return {
-        **body.config.model_dump(exclude_unset=True),
+        # Not dumped, which would copy whatever is inside: no field of it is a model.
+        **{name: value for name, value in body.config if name in body.config.model_fields_set},
         "metadata": {"created_by": "system", **body.config.metadata, **body.metadata, **ids},
         "configurable": {**asked, **own},
     }

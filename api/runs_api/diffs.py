@@ -13,7 +13,7 @@ from runs_api.caller import Caller, CallerOf
 from runs_api.edge import Edge, EdgeOf
 from runs_api.errors import ApiError
 from runs_api.requests import RunIdPath, RunIdText, Seq, ThreadIdPath
-from runs_api.responses import ERRORS, Json
+from runs_api.responses import ERRORS
 from runs_es.domain import RunNotFound
 from runs_es.service.commands import GetRunQuery
 from runs_es.service.views import RunSnapshot
@@ -70,7 +70,7 @@ async def diff_run(
         sides = await _now(edge, caller, thread_id, run_id), await _now(edge, caller, None, other)
     else:
         sides = await _moments(edge, caller, thread_id, run_id, start, end)
-    return Json(diff_body(await edge.read(diff, *sides)))
+    return await edge.json(diff_body(await edge.read(diff, *sides)))
 
 
 async def _now(edge: Edge, caller: Caller, thread_id: str | None, run_id: str) -> RunAt:

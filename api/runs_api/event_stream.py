@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from starlette.responses import Response
 
 from runs_api.caller import Caller
 from runs_api.delivery import RECHECK_SECONDS
-from runs_api.edge import Edge
+from runs_api.edge import ON_LOOP_BYTES, Edge
 from runs_api.responses import encoded, event_body
 from runs_api.sse import Encoded, EventStream
 from runs_es.service.views import StoredRunEvent
@@ -51,9 +52,16 @@ async def followed(
 async def _steps(feed: EventFeed, thread_id: str, wanted: EventTypes) -> AsyncIterator[Step | Encoded]:
     async for step in feed.steps():
         if isinstance(step, Stored):
-            yield Encoded(b"".join(map(_event, row_events(thread_id, step.row, step.after, wanted))))
+            if len(step.row.state) > ON_LOOP_BYTES:
+                yield Encoded(await asyncio.to_thread(_events, thread_id, step, wanted))
+            else:
+                yield Encoded(_events(thread_id, step, wanted))
         else:
             yield step
+
+
+def _events(thread_id: str, step: Stored, wanted: EventTypes) -> bytes:
+    return b"".join(map(_event, row_events(thread_id, step.row, step.after, wanted)))
 
 
 def _event(event: StoredRunEvent) -> bytes:

@@ -13,7 +13,7 @@ from runs_api.edge import Edge, EdgeOf
 from runs_api.errors import ApiError
 from runs_api.event_stream import EVENT_STREAM, followed
 from runs_api.requests import LastEventId, Names, RunIdPath, Seq, ThreadIdPath
-from runs_api.responses import ERRORS, Error, Event, Json, event_body, freshness
+from runs_api.responses import ERRORS, Error, Event, event_body, freshness
 from runs_api.threads import must_see
 from runs_es.domain import RunNotFound
 from runs_es.service.commands import GetRunQuery
@@ -117,4 +117,4 @@ async def _events(
         limit=limit,
         types=types,
     )
-    return Json([event_body(event) for event in found], headers=freshness(found))
+    return await edge.json([event_body(event) for event in found], headers=freshness(found))

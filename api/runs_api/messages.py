@@ -15,7 +15,7 @@ from runs_api.edge import Edge, EdgeOf
 from runs_api.errors import ApiError
 from runs_api.events import MOST, Many, Types, must_see_run
 from runs_api.requests import RunIdPath, Seq, ThreadIdPath
-from runs_api.responses import ERRORS, Event, Json, event_body, freshness
+from runs_api.responses import ERRORS, Event, event_body, freshness
 from runs_api.threads import must_see
 from runs_es.service.commands import ListRunMessagesQuery
 from runs_es.service.views import RunMessageView
@@ -97,7 +97,7 @@ async def list_message_versions(
     found = await edge.read(message_versions, edge.store.log.reader, thread_id, message_id, limit)
     if not found:
         raise ApiError(404, f"Message with ID {message_id} not found")
-    return Json([event_body(event) for event in found])
+    return await edge.json([event_body(event) for event in found])
 
 
 def _only(types: Sequence[str] | None) -> Sequence[str] | None:
@@ -107,16 +107,18 @@ def _only(types: Sequence[str] | None) -> Sequence[str] | None:
 
 async def _newest(edge: Edge, query: ListRunMessagesQuery) -> Response:
     found = await edge.read(edge.store.events.list_messages_by_run, replace(query, limit=query.limit + 1))
-    return _answer(found, query, freshness(found))
+    return await _answer(edge, found, query, freshness(found))
 
 
 async def _as_of(edge: Edge, query: ListRunMessagesQuery, seq: int) -> Response:
     past = Past(edge.store.log.reader)
     found = await edge.read(past.messages, replace(query, limit=query.limit + 1), seq)
-    return _answer(found, query, as_of_header(seq))
+    return await _answer(edge, found, query, as_of_header(seq))
 
 
-def _answer(found: Sequence[RunMessageView], query: ListRunMessagesQuery, headers: dict[str, str]) -> Response:
+async def _answer(
+    edge: Edge, found: Sequence[RunMessageView], query: ListRunMessagesQuery, headers: dict[str, str]
+) -> Response:
     """The page, of which one message too many was read."""
     has_more = len(found) > query.limit
     ascending = query.after_seq is not None
@@ -124,4 +126,4 @@ def _answer(found: Sequence[RunMessageView], query: ListRunMessagesQuery, header
     headers = {**headers, "X-Runs-Has-More": "true" if has_more else "false"}
     if has_more:
         headers["X-Pagination-Next"] = str(page[-1].seq if ascending else page[0].seq)
-    return Json([event_body(message) for message in page], headers=headers)
+    return await edge.json([event_body(message) for message in page], headers=headers)

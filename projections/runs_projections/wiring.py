@@ -122,7 +122,9 @@ class Store:
         projector.start()
         self._exit.callback(projector.close)
         self.projector = projector
-        self.runs = ProjectedRuns(self.log, projector, wait=settings.list_wait_seconds)
+        self.runs = ProjectedRuns(
+            self.log, projector, wait=settings.list_wait_seconds, kwargs_bytes=settings.list_kwargs_bytes
+        )
         self.events = ProjectedEvents(self.log, projector, wait=settings.list_wait_seconds)
         self.threads = ProjectedThreads(self.log, projector, wait=settings.list_wait_seconds)
         self.usage = ProjectedUsage(self.log, projector, wait=settings.list_wait_seconds, prices=settings.prices)

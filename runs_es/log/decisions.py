@@ -22,6 +22,8 @@ from runs_es.log.reader import Head
 
 MAX_TRIES = 200
 _NO_HEAD = Head(0, 0, 0, 0)
+# The global generator belongs to the embedding program, which may seed it.
+_jitter = random.Random()  # noqa: S311
 
 
 @dataclass(slots=True)
@@ -107,7 +109,7 @@ class Decisions:
                 except WriteConflict:
                     decision = None
                     # Other processes decide on the same thread: back off a little, more the longer it lasts.
-                    time.sleep(random.uniform(0, min(0.001 * 2 ** min(attempt, 6), 0.05)))  # noqa: S311
+                    time.sleep(_jitter.uniform(0, min(0.001 * 2 ** min(attempt, 6), 0.05)))
                     continue
                 if appended.repeated:
                     return Decided((), None, repeated=True)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -217,3 +218,9 @@ def test_a_process_that_is_asked_to_stop_says_so_and_succeeds(
         rest = process.stdout.read()
         assert process.wait(30) == 0, "".join(printed) + rest
     assert rest.rstrip().endswith("stopped")
+
+
+def test_a_misspelt_setting_keeps_every_command_from_starting(run: Any):
+    result = run("serve", RUNS_ES_USER_HEDER="X-User")
+    assert result.code == 2
+    assert "RUNS_ES_USER_HEDER is no setting; did you mean RUNS_ES_USER_HEADER?" in " ".join(result.err.split())
