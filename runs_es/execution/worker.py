@@ -38,9 +38,9 @@ from runs_es.domain import (
 from runs_es.execution.attempt import Attempt
 from runs_es.execution.blocking import blocking
 from runs_es.execution.deadline import Deadline
-from runs_es.execution.failures import is_stores_own, log_failure, recorded_traceback
 from runs_es.execution.protocol import RetryableError, RunExecutor, RunOutcome
 from runs_es.execution.retry import Backoff
+from runs_es.execution.tracebacks import is_stores_own, log_failure, recorded_traceback
 from runs_es.log.append import Append, Appended, FactItem
 from runs_es.log.decisions import Decision, Decisions
 from runs_es.log.event_log import EventLog
