@@ -137,6 +137,15 @@ class JsonLines(_SafeFormatter, JsonFormatter):
             return super().format(logging.makeLogRecord(standard))
 
 
+def log_traceback(logger: logging.Logger, level: int, message: str, text: str, fields: Mapping[str, object]) -> None:
+    """Log `message` with a traceback that is text already: the exception itself is not printed again."""
+    if not logger.isEnabledFor(level):
+        return
+    record = logger.makeRecord(logger.name, level, "", 0, message, (), None, extra=dict(fields))
+    record.exc_text = text or None
+    logger.handle(record)
+
+
 def _described(value: object) -> str:
     try:
         return str(value)

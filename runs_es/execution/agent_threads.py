@@ -28,7 +28,7 @@ class AgentThreads(ThreadPoolExecutor):
         done: Future[Any] = Future()
         try:
             done.set_result(function(*arguments, **named))
-        except Exception as error:  # noqa: BLE001  (the caller's, wherever it is called)
+        except BaseException as error:  # noqa: BLE001  (the caller's, wherever it is called)
             done.set_exception(error)
         return done
 

@@ -31,6 +31,15 @@ class TwiceOverloaded(RetryableError):
     """What passes after two attempts."""
 
 
+class Unprintable(Exception):
+    """Raises when it is printed."""
+
+    def __str__(self) -> str:
+        raise SystemExit(SECRET)
+
+    __repr__ = __str__
+
+
 class Failing:
     """Fails as the run's input says."""
 
@@ -43,6 +52,10 @@ class Failing:
                 return None
             case "deep":
                 return self.deeper(5000)
+            case "unprintable":
+                raise Unprintable
+            case "exits":
+                raise SystemExit(SECRET)
             case "unstorable":
                 raise ValueError(f"{SECRET} \x00 \ud800")
             case "huge":
@@ -154,9 +167,11 @@ async def test_an_attempt_that_is_tried_again_is_for_debugging_and_its_traceback
     await within(settings, body)
 
 
-@pytest.mark.parametrize("what", ["deep", "unstorable", "huge"])
+@pytest.mark.parametrize("what", ["deep", "unstorable", "huge", "unprintable", "exits"])
 @pytest.mark.parametrize("scope", [RunScope.STATEFUL, RunScope.TEMPORARY_THREAD])
-async def test_a_traceback_is_recorded_whatever_is_in_it(what: str, scope: RunScope, settings: Settings) -> None:
+async def test_a_traceback_is_recorded_whatever_is_in_it(
+    what: str, scope: RunScope, settings: Settings, log: io.StringIO
+) -> None:
     async def body(store: Store) -> None:
         run = await store.service.create_background(command(what, scope=scope))
         await store.service.ended("t", run.run_id)
@@ -164,6 +179,9 @@ async def test_a_traceback_is_recorded_whatever_is_in_it(what: str, scope: RunSc
         assert len(traceback.encode()) <= MAX_TRACEBACK_BYTES
         assert "\x00" not in traceback
         assert traceback.startswith("Traceback (most recent call last):")
+        assert "in execute" in traceback
+        (line,) = told(log, "ERROR")
+        assert (line["run_id"], line["exception"]) == (run.run_id, traceback)
 
     await within(settings, body)
 
@@ -249,6 +267,8 @@ async def test_what_the_store_says_itself_is_not_hidden(settings: Settings) -> N
     async def body(store: Store) -> None:
         result = await store.service.create_and_wait(command("ours"))
         assert result["__error__"]["message"] == "event 'end' is the store's own; choose another name"
+        result = await store.service.create_and_wait(command("exits"))
+        assert result["__error__"]["message"].startswith("An internal error occurred (id ")
         config = {"timeout_seconds": 0.001}
         result = await store.service.create_and_wait(command("pass", config=config))
         assert "timeout_seconds" in result["__error__"]["message"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -48,6 +49,11 @@ class Scripted:
         self.began.append(run.run.run_id)
         outcome: RunOutcome | None = await self.scripts[run.run.kwargs["input"]](run)
         return outcome
+
+
+def given(executor: Scripted) -> Callable[[], AbstractAsyncContextManager[Scripted]]:
+    """What opens the executor on the agents' loop."""
+    return lambda: nullcontext(executor)
 
 
 async def within(settings: Settings, executor: Scripted, body: Callable[[Store], Awaitable[None]]) -> None:
