@@ -29,6 +29,7 @@ from runs_es.domain import (
     UnsupportedStrategyError,
     WriteConflict,
 )
+from runs_es.domain.facts import hidden_error
 from runs_es.execution.langgraph.graphs import GraphLoadError
 
 logger = logging.getLogger(__name__)
@@ -82,7 +83,10 @@ async def _of_store(request: Request, error: Exception) -> Json:
     elif isinstance(error, ValueError):
         # Meant are values that the domain refuses; the trace tells such a one from a mistake of ours.
         logger.info("%s %s refused", request.method, request.url.path, exc_info=error)
-    return Json({"detail": str(error)}, status, RETRY if status == 503 else None)
+    detail = str(error)
+    if isinstance(error, GraphLoadError) and request.app.state.edge.settings.show_errors == "never":
+        detail = hidden_error(request.state.request_id)  # it may repeat what a graph raised; the line above has the id
+    return Json({"detail": detail}, status, RETRY if status == 503 else None)
 
 
 async def _of_http(request: Request, error: Exception) -> Json:
