@@ -67,6 +67,9 @@ class Settings(BaseSettings):
     embedded_max_connections: int = Field(200, ge=20, description="max_connections of the embedded server")
 
     concurrency: int = Field(10, ge=1, le=1000, description="runs a worker executes at once")
+    graph_open_seconds: float = Field(
+        30.0, gt=0, description="time a function that makes a graph has when the graph is only looked at"
+    )
     queues: dict[QueueName, list[str]] = Field(
         {},
         description="queues beside `default` and the assistants (ids or graph names) that wait there (JSON)",

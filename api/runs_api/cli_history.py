@@ -12,11 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from runs_api import history as histories
-from runs_api.terminal import Refused, migrated_database, out, printable
+from runs_api.terminal import Refused, command_settings, migrated_database, out, printable, where
 from runs_es.domain import Recorded
 from runs_es.log.reader import LogReader
 from runs_es.process_log import escaped
-from runs_es.settings import Settings
 from runs_projections.past import AsOf, Past
 from runs_projections.runs import RunRow
 
@@ -32,13 +31,13 @@ def history(
     ] = None,
 ) -> None:
     """Show what happened to a run: every fact, when, who did it, and why; also of a deleted run."""
-    settings = Settings()
+    settings = command_settings()
     with migrated_database(settings) as database:
         reader = LogReader(database.url, settings.db_schema, pool_size=1)
         try:
             facts = histories.facts_of(reader, run)
             if not facts:
-                raise Refused(f"there is no run {run} in {settings.db_schema}")
+                raise Refused(f"there is no run {run} in {where(settings)}")
             then = _as_of(reader, facts, as_of) if as_of is not None else None
         finally:
             reader.close()

@@ -17,14 +17,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import orjson
 import typer
-from psycopg.conninfo import conninfo_to_dict
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from runs_api.meta import version_of
 from runs_api.stopping import AGAIN, Interrupts
-from runs_api.terminal import Refused, out
-from runs_es.database import Database
+from runs_api.terminal import Refused, command_settings, out, where
 from runs_es.domain import StoreUnavailable
 from runs_es.execution.routes import Routes
 from runs_es.process_log import configure
@@ -148,9 +146,7 @@ def work(
             store.fire_crons(cron_runs(store.registry))
         _settle_memory()
         taken = f" of {', '.join(queues)}" if queues else ""
-        out.print(
-            f"runs-es worker: up to {settings.concurrency} runs{taken} at once, on {where(store.database, settings)}"
-        )
+        out.print(f"runs-es worker: up to {settings.concurrency} runs{taken} at once, on {where(settings)}")
         if settings.show_errors == "never":
             out.print(HIDDEN)
         if drain:
@@ -208,7 +204,7 @@ def _left(store: Store, queues: Collection[str], goes_on: Callable[[], bool]) ->
 
 
 def _settings(concurrency: int | None) -> Settings:
-    settings = Settings()
+    settings = command_settings()
     return settings if concurrency is None else settings.model_copy(update={"concurrency": concurrency})
 
 
@@ -273,12 +269,13 @@ def _settle_memory() -> None:
 
 
 def _greet(url: str, store: Store, settings: Settings, rules: BrowserRules) -> None:
-    names = store.registry.names if store.registry is not None else []
+    broken = store.registry.broken if store.registry is not None else {}
+    names = [name for name in store.registry.names if name not in broken] if store.registry is not None else []
     executes = f"in this process, {settings.concurrency} runs at once" if store.worker else "none; start `runs-es work`"
     lines = (
         ("API", f"{url}  (described at {url}/docs)"),
         ("graphs", ", ".join(names)),
-        ("data", where(store.database, settings)),
+        ("data", where(settings)),
         ("worker", executes),
         ("open to", str(rules)),
     )
@@ -287,6 +284,8 @@ def _greet(url: str, store: Store, settings: Settings, rules: BrowserRules) -> N
         out.print(Text.assemble((f"  {name:<8}", "cyan"), value))
     if settings.show_errors == "never":
         out.print(Text.assemble(("  errors  ", "cyan"), " hidden from clients; RUNS_ES_SHOW_ERRORS=always shows them"))
+    for name, error in broken.items():
+        out.print(Text.assemble(("  broken  ", "bold red"), f"{name}: {error.problem}"))
     if store.migrated:
         out.print(Text.assemble(("  migrated", "cyan"), " ", ", ".join(store.migrated)))
     if names:
@@ -310,12 +309,3 @@ def _stop(store: Store, interrupts: Interrupts) -> None:
     store.stop_waiting()
     if store.worker is not None:
         store.worker.drain()  # while requests under way are answered, not after them
-
-
-def where(database: Database, settings: Settings) -> str:
-    """The database in words, without its password."""
-    if settings.database_url is None:
-        return f"{settings.data_dir} (embedded PostgreSQL)"
-    parts = conninfo_to_dict(database.url)
-    port = f":{parts['port']}" if parts.get("port") else ""
-    return f"{parts.get('host') or 'localhost'}{port}/{parts.get('dbname') or ''}, schema {settings.db_schema}"

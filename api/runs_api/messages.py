@@ -13,7 +13,8 @@ from runs_api.as_of import AsOfQuery, as_of_header, run_as_of, thread_as_of
 from runs_api.caller import Caller, CallerOf
 from runs_api.edge import Edge, EdgeOf
 from runs_api.errors import ApiError
-from runs_api.events import MOST, Many, Types, must_see_run
+from runs_api.events import MOST, Many, Types
+from runs_api.outlived import last_seq
 from runs_api.requests import RunIdPath, Seq, ThreadIdPath
 from runs_api.responses import ERRORS, Event, event_body, freshness
 from runs_api.threads import must_see
@@ -78,8 +79,8 @@ async def list_run_messages(
     query = page.query(caller, thread_id, run_id)
     if moment is not None:
         return await _as_of(edge, query, (await run_as_of(edge, caller, thread_id, run_id, moment))[1])
-    await must_see_run(edge, caller, thread_id, run_id)
-    return await _newest(edge, query)
+    last = await last_seq(edge, caller, thread_id, run_id)
+    return await (_newest(edge, query) if last is None else _as_of(edge, query, last))
 
 
 @router.get("/messages/{message_id}/versions", response_model=list[Event], summary="List the versions of a message")

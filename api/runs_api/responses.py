@@ -104,6 +104,7 @@ class Assistant(BaseModel):
     updated_at: str
     version: int
     description: str | None = None
+    error: str | None = Field(None, description="why the graph cannot be loaded; absent when it can")
 
 
 class Cron(BaseModel):

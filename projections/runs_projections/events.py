@@ -84,13 +84,17 @@ def list_events(
     before_seq: int | None,
     limit: int,
     types: Sequence[str] | None,
+    upto: int = 2**63 - 1,
 ) -> list[StoredRunEvent]:
-    """As `RunEventLog.list_events_by_run`. What was before the thread's last deletion is not shown."""
+    """As `RunEventLog.list_events_by_run`. What was before the thread's last deletion is not shown.
+
+    With `upto` deletions after that seq do not count: for who may read what a deleted thread had.
+    """
     wanted = EventTypes(types)
     if limit <= 0 or wanted.none:
         return []
     pages = None if wanted.no_frames else _where_pages_lie(reader, thread_id, run_id)
-    after = max(after_seq or 0, tombstone(reader, thread_id))
+    after = max(after_seq or 0, tombstone(reader, thread_id, upto))
     events = _events(reader, _Range(thread_id, run_id, after, before_seq, pages), wanted, after_seq is not None)
     found = [event for event, _ in zip(events, range(limit), strict=False)]
     return found if after_seq is not None else found[::-1]

@@ -227,7 +227,10 @@ class Store:
         from runs_es.webhooks.state_left import open_state_left
         from runs_projections.shown_state import AssistantStates, ShownState
 
-        registry = GraphRegistry.from_config(config) if config is not None else GraphRegistry.demo()
+        if config is not None:
+            registry = GraphRegistry.from_config(config, open_seconds=self.settings.graph_open_seconds)
+        else:
+            registry = GraphRegistry.demo()
         registry.add_external(self.settings.external_names)
         registry.load_all()
         url, schema = self.database.url, self.settings.db_schema

@@ -150,6 +150,17 @@ class RunsApplicationService:
         run = await self._call(lambda: self._runs.get(query.run_id, thread_id=query.thread_id, user_id=query.user_id))
         return RunSnapshot.from_run(run) if run else None
 
+    async def get_recorded_run(self, query: GetRunQuery) -> RunSnapshot | None:
+        """The same, and a stateless run also after its thread has gone: for those who may still join its stream."""
+        run = await self.get_run(query)
+        if run is not None:
+            return run
+        try:
+            recorded = await self._call(self._visible, query.run_id, None, query.user_id)
+        except RunNotFound:
+            return None
+        return RunSnapshot.from_run(recorded) if query.thread_id in (None, recorded.thread_id) else None
+
     async def list_runs(self, query: ListRunsQuery) -> list[RunSnapshot]:
         """A thread's runs, newest first."""
         return await self._call(self._runs.list_by_thread, query)

@@ -83,6 +83,8 @@ def test_rebuild_tells_what_it_made_and_verify_that_nothing_differs(run, setting
     verified = run("rebuild", "--verify")
     assert verified.code == 0
     assert "identical to what the log says" in verified.out
+    told = json.loads(run("rebuild", "--verify", "--json").out)
+    assert (told["rows"]["runs"], told["differences"]) == (2, [])
 
 
 def test_verify_shows_what_differs_and_how_to_put_it_right(run, settings: Settings, database_url: str):

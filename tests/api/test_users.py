@@ -132,6 +132,10 @@ async def test_a_stateless_run_belongs_to_who_started_it_also_after_its_thread_h
     where = (await client.post("/runs/stream", json=RUN)).headers["location"]
     assert (await client.get(where)).status_code == 200
     assert (await client.get(where, headers=BOB)).status_code == 404
+    in_thread = (await client.post("/runs/wait", json=RUN)).headers["content-location"]
+    for path in ("history", "diff", "events", "messages"):
+        assert (await client.get(f"{in_thread}/{path}")).status_code == 200
+        assert (await client.get(f"{in_thread}/{path}", headers=BOB)).status_code == 404
 
 
 async def test_the_graph_is_told_who_the_user_is(client: httpx.AsyncClient):

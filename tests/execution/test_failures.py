@@ -15,7 +15,7 @@ import pytest
 from runs_api.app import create_app
 from runs_es.domain import RunFailed, RunRequeued, RunScope
 from runs_es.execution import ActiveRun, RetryableError, RunOutcome
-from runs_es.process_log import MAX_TRACEBACK_BYTES, configure
+from runs_es.process_log import CHATTY, MAX_TRACEBACK_BYTES, configure
 from runs_es.service.commands import CreateRunCommand, JoinRunStreamCommand
 from runs_es.settings import Settings
 from runs_es.webhooks.payload import ended_run
@@ -83,7 +83,8 @@ def log() -> Iterator[io.StringIO]:
     try:
         yield written
     finally:
-        logging.getLogger("runs_es.execution").setLevel(logging.NOTSET)
+        for name in ("runs_es.execution", *CHATTY):
+            logging.getLogger(name).setLevel(logging.NOTSET)
         root.handlers[:], root.level = before
 
 

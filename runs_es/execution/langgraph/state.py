@@ -48,8 +48,9 @@ class GraphStateReader:
         config = _config(
             thread_id, {**(checkpoint or {}), **({"checkpoint_id": checkpoint_id} if checkpoint_id else {})}
         )
+        graph = await self._graph(graph_id)
         try:
-            return self._state(await self._graph(graph_id).aget_state(config, subgraphs=subgraphs))
+            return self._state(await graph.aget_state(config, subgraphs=subgraphs))
         except Exception as error:
             # The newest state may have writes pending that the graph's own reducers refuse; a run has failed on them.
             logger.warning(
@@ -70,7 +71,8 @@ class GraphStateReader:
         """The last `limit` states, newest first. `before` is a checkpoint id, or an object that holds one."""
         if graph_id is None:
             return []
-        states = self._graph(graph_id).aget_state_history(
+        graph = await self._graph(graph_id)
+        states = graph.aget_state_history(
             _config(thread_id, checkpoint or {}),
             filter=dict(metadata) if metadata else None,
             before=_config(thread_id, {"checkpoint_id": _checkpoint_id(before)}) if before else None,
@@ -92,8 +94,8 @@ class GraphStateReader:
     def _state(self, snapshot: StateSnapshot) -> dict[str, Any]:
         return thread_state(snapshot, show_errors=self._show_errors)
 
-    def _graph(self, graph_id: str) -> Graph:
-        return over(self._registry.get(graph_id), AsyncPostgresSaver(self._pool))
+    async def _graph(self, graph_id: str) -> Graph:
+        return over(await self._registry.look_at(graph_id), AsyncPostgresSaver(self._pool))
 
 
 def empty_state() -> dict[str, Any]:
