@@ -14,6 +14,7 @@ from runs_api.errors import ApiError
 from runs_api.requests import AssistantFilterBody, AssistantIdPath, AssistantSearchBody, JsonRoute
 from runs_api.responses import ERRORS, Assistant, Json, pagination, selected
 from runs_es.domain import AssistantNotFound
+from runs_es.domain.facts import hidden_error
 
 router = APIRouter(prefix="/assistants", tags=["Assistants"], route_class=JsonRoute, responses=ERRORS)
 
@@ -22,9 +23,10 @@ _SCHEMAS = ("input_schema", "output_schema", "state_schema", "config_schema", "c
 
 
 def assistant_body(edge: Edge, graph_id: str, assistant_id: str) -> dict[str, Any]:
-    """An assistant. One whose graph cannot be loaded has an `error` that says why."""
+    """An assistant. One whose graph cannot be loaded has an `error` that says why, or an id where texts are hidden."""
     registry = edge.store.registry
     broken = registry.broken.get(graph_id) if registry is not None else None
+    is_hidden = edge.settings.show_errors == "never"
     return {
         "assistant_id": assistant_id,
         "graph_id": graph_id,
@@ -36,7 +38,7 @@ def assistant_body(edge: Edge, graph_id: str, assistant_id: str) -> dict[str, An
         "updated_at": edge.started_at,
         "version": 1,
         "description": None,
-        **({} if broken is None else {"error": broken.problem}),
+        **({} if broken is None else {"error": hidden_error(graph_id) if is_hidden else broken.problem}),
     }
 
 

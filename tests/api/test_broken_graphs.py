@@ -70,6 +70,24 @@ async def test_a_broken_graph_is_listed_as_broken_and_its_runs_fail_saying_so(cl
     assert [each["status"] for each in found.json()] == ["error"]
 
 
+async def test_what_a_broken_graph_raised_is_hidden_where_texts_of_errors_are(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    hidden = settings.model_copy(update={"drain_seconds": 0, "show_errors": "never"})
+    with open_store(hidden, config=configuration(tmp_path)) as store:
+        async with client_of(store, hidden) as client:
+            listed = {each["graph_id"]: each for each in (await client.post("/assistants/search", json={})).json()}
+            schemas = await client.get(f"/assistants/{assistant_id('broken')}/schemas")
+            body = {"assistant_id": "broken", "input": {}}
+            answer = await client.post(f"/threads/{await new_thread(client)}/runs/wait", json=body)
+    assert listed["broken"]["error"] == "An internal error occurred (id broken)"
+    assert schemas.status_code == 500
+    for told in (schemas, answer):
+        assert "An internal error occurred (id " in told.text
+        assert "RUNS_ES_T_NO_SUCH_KEY" not in told.text
+
+
 async def test_the_others_are_served_all_the_same(client: httpx.AsyncClient) -> None:
     thread = await new_thread(client)
     request = {"assistant_id": "good", "input": {}, "config": {"configurable": {"model": "m-1"}}}
