@@ -17,7 +17,7 @@ import platformdirs
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from runs_es.environment import unknown_variables
+from runs_es.environment import PREFIX, unknown_variables
 
 MIB = 1024 * 1024
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#A-Z]+", re.ASCII)
@@ -41,9 +41,6 @@ class Price(BaseModel):
     output: float = Field(ge=0)
     cache_read: float | None = Field(None, ge=0)
     cache_write: float | None = Field(None, ge=0)
-
-
-PREFIX = "RUNS_ES_"
 
 
 class Settings(BaseSettings):
@@ -248,6 +245,7 @@ class Settings(BaseSettings):
         [],
         description="names in `Host` beside localhost that the server answers to (JSON list); unset: any, but on a"
         " loopback address localhost alone",
+        examples=['["runs.example.org"]'],
     )
 
     @model_validator(mode="before")

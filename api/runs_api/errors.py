@@ -29,6 +29,7 @@ from runs_es.domain import (
     UnsupportedStrategyError,
     WriteConflict,
 )
+from runs_es.domain.facts import hidden_error
 from runs_es.execution.langgraph.graphs import GraphLoadError
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ async def _of_store(request: Request, error: Exception) -> Json:
         logger.info("%s %s refused", request.method, request.url.path, exc_info=error)
     detail = str(error)
     if isinstance(error, GraphLoadError) and request.app.state.edge.settings.show_errors == "never":
-        detail = error.shown(show_errors=False)
+        detail = hidden_error(request.state.request_id)  # it may repeat what a graph raised; the line above has the id
     return Json({"detail": detail}, status, RETRY if status == 503 else None)
 
 

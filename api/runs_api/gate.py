@@ -53,12 +53,9 @@ class RequestGate:
         body = _Body()
         answer.on_start = partial(self._let_go, body)
         try:
+            counted = self._counted(receive, body, _bounds_of(scope, self._max_depth, self._max_elements))
             with bound(request_id=answer.request_id.decode()):
-                await self._app(
-                    scope,
-                    self._counted(receive, body, _bounds_of(scope, self._max_depth, self._max_elements)),
-                    answer.send,
-                )
+                await self._app(scope, counted, answer.send)
         except ClientDisconnect:
             logger.info("%s %s: the client left before its request was whole", scope["method"], scope["path"])
         except Exception:

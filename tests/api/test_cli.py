@@ -18,6 +18,7 @@ import pytest
 
 from runs_api import cli
 from runs_es.domain import Provenance
+from runs_es.execution import ActiveRun
 from runs_es.service.commands import CancelRunCommand, CreateRunCommand
 from runs_es.settings import Settings
 from runs_projections.wiring import open_store
@@ -111,6 +112,32 @@ def test_history_shows_who_did_what_and_why(run, settings: Settings, database_ur
     assert head == ["seq", "when", "what", "who", "why"]
     assert [row[2].split()[0] for row in rows] == ["run.created", "run.cancel_requested", "run.cancelled"]
     assert rows[1][3:] == ["user:ada", "not needed any more"]
+
+
+class Failing:
+    async def execute(self, run: ActiveRun) -> None:
+        raise ValueError("password=hunter2\n\x1b[31mred")
+
+
+async def failed_run(settings: Settings) -> str:
+    with open_store(settings.model_copy(update={"show_errors": "never"}), executor=Failing()) as store:
+        command = CreateRunCommand(thread_id="t1", create_thread=True, assistant_id="agent")
+        run = await store.service.create_background(command)
+        await store.service.ended("t1", run.run_id)
+    return run.run_id
+
+
+def test_history_shows_the_operator_an_error_that_clients_do_not_see(run, settings: Settings, database_url: str):
+    failed = asyncio.run(failed_run(settings))
+    result = run("history", failed, RUNS_ES_DATABASE_URL=database_url)
+    assert "run.failed error: ValueError: password=hunter2" in result.out
+    traceback = result.out.splitlines()[result.out.splitlines().index("") :]
+    assert traceback[1].endswith("run.failed:")
+    assert traceback[2] == "Traceback (most recent call last):"
+    assert traceback[-2:] == ["ValueError: password=hunter2", "\\x1b[31mred"]
+    facts = [json.loads(line) for line in run("history", failed, "--json").out.splitlines()]
+    assert facts[-1]["fact"]["error_hidden"] is True
+    assert facts[-1]["fact"]["traceback"].startswith("Traceback")
 
 
 def test_history_as_json_has_every_fact_whole(run, settings: Settings, database_url: str):
