@@ -35,6 +35,7 @@ from runs_es.database import (
     open_database,
 )
 from runs_es.database import migrate as migrations
+from runs_es.database.server_check import patiently
 from runs_es.domain import StoreUnavailable, UnknownTopic
 from runs_es.execution.langgraph.graphs import GraphLoadError
 from runs_es.settings import Settings
@@ -103,7 +104,9 @@ def migrate() -> None:
     """Bring the database to what this version needs. Safe to run at any time, and twice at once."""
     settings = Settings()
     with open_database(settings) as database:
-        applied = migrations.migrate(database.url, settings.db_schema)
+        applied = patiently(
+            lambda: migrations.migrate(database.url, settings.db_schema), settings.database_start_seconds
+        )
         for name in applied:
             out.print(f"applied {name}")
         where = cli_serve.where(database, settings)

@@ -5,6 +5,7 @@ Pure ASGI. A middleware that wraps the response in a task of its own would buffe
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import uuid
@@ -12,7 +13,9 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from runs_api.errors import ApiError
+from runs_api.errors import RETRY, ApiError
+from runs_api.late import LateRequest
+from runs_es.database.outage import Outage
 from runs_es.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -24,8 +27,10 @@ _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,200}")
 class RequestGate:
     """Refuses what is too large, before or while it is read, and gives every answer its `x-request-id`."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, outage: Outage | None = None) -> None:
         self._app = app
+        self._outage = outage
+        self._wait = settings.database_wait_seconds
         self._max_body = settings.max_body_bytes
         self._max_header = settings.max_header_bytes
 
@@ -39,13 +44,22 @@ class RequestGate:
         if refusal is not None:
             await refusal.response()(scope, receive, answer.send)
             return
+        late = None if self._outage is None else LateRequest(self._outage, self._wait, lambda: answer.started)
         try:
             await self._app(scope, self._counted(receive), answer.send)
+        except asyncio.CancelledError:
+            if late is None or answer.started or not late.was_mine():
+                raise
+            refusal = ApiError(503, f"the database does not answer: {late.reason}", RETRY)
+            await refusal.response()(scope, receive, answer.send)
         except Exception:
             if answer.started:
                 raise  # the server cuts the connection, which is all that can be said now
             logger.exception("%s %s failed (request %s)", scope["method"], scope["path"], answer.request_id.decode())
             await ApiError(500, "Internal Server Error").response()(scope, receive, answer.send)
+        finally:
+            if late is not None:
+                late.stop()
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         for name, value in scope["headers"]:

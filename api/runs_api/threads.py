@@ -39,7 +39,7 @@ from runs_api.responses import (
     selected,
     thread_body,
 )
-from runs_es.domain import ThreadExists, ThreadNotFound
+from runs_es.domain import StoreUnavailable, ThreadExists, ThreadNotFound
 from runs_es.execution.thread_lock import exclusive
 from runs_es.service.views import ThreadSnapshot
 
@@ -170,6 +170,8 @@ async def _body(edge: Edge, thread: ThreadSnapshot) -> dict[str, Any]:
         return thread_body(thread, None)
     try:
         return thread_body(thread, await state.values(thread.thread_id, graph_id))
+    except StoreUnavailable:
+        raise
     except Exception:
         # One thread's state that cannot be read must not take a whole search along.
         logger.exception("the state of thread %s cannot be read", thread.thread_id)

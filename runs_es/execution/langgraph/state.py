@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import psycopg
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.types import PregelTask, StateSnapshot
+from psycopg_pool import PoolTimeout
 
+from runs_es.database.outage import is_lost
+from runs_es.domain.errors import StoreUnavailable
 from runs_es.execution.langgraph.encoding import plain
 from runs_es.execution.langgraph.graphs import GraphRegistry, over
 from runs_es.execution.langgraph.saver import CheckpointPool
 
 if TYPE_CHECKING:
     from runs_es.execution.langgraph.graphs import Graph
+
+T = TypeVar("T")
 
 _CHECKPOINT = ("checkpoint_id", "thread_id", "checkpoint_ns", "checkpoint_map")
 
@@ -39,15 +45,18 @@ class GraphStateReader:
     ) -> dict[str, Any]:
         """The newest state, or the one at a checkpoint; `empty_state()` when there is none.
 
-        `checkpoint` names one of a subgraph: `{checkpoint_ns, checkpoint_id, checkpoint_map}`.
+        `checkpoint` names one of a subgraph: `{checkpoint_ns, checkpoint_id, checkpoint_map}`. Raises StoreUnavailable.
         """
         if graph_id is None:
             return empty_state()
         config = _config(
             thread_id, {**(checkpoint or {}), **({"checkpoint_id": checkpoint_id} if checkpoint_id else {})}
         )
+        graph = self._graph(graph_id)
         try:
-            return thread_state(await self._graph(graph_id).aget_state(config, subgraphs=subgraphs))
+            return thread_state(await self._read(lambda: graph.aget_state(config, subgraphs=subgraphs)))
+        except StoreUnavailable:
+            raise
         except Exception as error:
             # The newest state may have writes pending that the graph's own reducers refuse; a run has failed on them.
             logger.warning(
@@ -65,16 +74,24 @@ class GraphStateReader:
         metadata: Mapping[str, Any] | None = None,
         checkpoint: Mapping[str, Any] | None = None,
     ) -> list[dict[str, Any]]:
-        """The last `limit` states, newest first. `before` is a checkpoint id, or an object that holds one."""
+        """The last `limit` states, newest first. `before` is a checkpoint id, or an object that holds one.
+
+        Raises StoreUnavailable.
+        """
         if graph_id is None:
             return []
-        states = self._graph(graph_id).aget_state_history(
-            _config(thread_id, checkpoint or {}),
-            filter=dict(metadata) if metadata else None,
-            before=_config(thread_id, {"checkpoint_id": _checkpoint_id(before)}) if before else None,
-            limit=limit,
-        )
-        return [thread_state(state) async for state in states]
+        graph = self._graph(graph_id)
+
+        async def states() -> list[dict[str, Any]]:
+            found = graph.aget_state_history(
+                _config(thread_id, checkpoint or {}),
+                filter=dict(metadata) if metadata else None,
+                before=_config(thread_id, {"checkpoint_id": _checkpoint_id(before)}) if before else None,
+                limit=limit,
+            )
+            return [thread_state(state) async for state in found]
+
+        return await self._read(states)
 
     async def values(
         self, thread_id: str, graph_id: str | None, checkpoint_id: str | None = None
@@ -86,6 +103,20 @@ class GraphStateReader:
     async def delete(self, thread_id: str) -> None:
         """Forget every checkpoint of the thread. Who calls this holds the thread's lock, or knows that nobody runs."""
         await AsyncPostgresSaver(self._pool).adelete_thread(thread_id)
+
+    async def _read(self, read: Callable[[], Awaitable[T]]) -> T:
+        """What `read` answers; when its connection turns out to be lost, over another. Raises StoreUnavailable."""
+        for has_another in (True, False):
+            try:
+                return await read()
+            except PoolTimeout as error:
+                raise StoreUnavailable(f"no connection for checkpoints: {self._pool.outage.reason or error}") from error
+            except psycopg.Error as error:
+                if not is_lost(error):
+                    raise
+                if not has_another:
+                    raise StoreUnavailable(f"the database does not answer: {error}") from error
+        raise AssertionError
 
     def _graph(self, graph_id: str) -> Graph:
         return over(self._registry.get(graph_id), AsyncPostgresSaver(self._pool))
