@@ -21,7 +21,7 @@ from psycopg import AsyncConnection, Connection, sql
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, ConnectionPool
 
-from runs_es.database.outage import outage_of, patience
+from runs_es.database.outage import is_lost, outage_of, patience
 
 # A server that vanished without a word (power, network) is noticed within seconds, not after the kernel's 15 minutes.
 KEEPALIVE: dict[str, Any] = {
@@ -69,15 +69,17 @@ def attempt(url: str, schema: str | None, name: str, *, row_factory: Any = None,
 def configure(connection: Connection[Any], schema: str | None, settings: Mapping[str, str]) -> None:
     """Set search_path and `settings` for the session, in one round trip."""
     if (statement := _statement(schema, settings)) is not None:
-        connection.execute(statement)
+        connection.execute(statement, prepare=False)
 
 
 def _statement(schema: str | None, settings: Mapping[str, str]) -> sql.Composed | None:
-    parts = [sql.SQL("set search_path to {}").format(sql.Identifier(schema))] if schema is not None else []
-    parts += [
-        sql.SQL("set {} to {}").format(sql.Identifier(name), sql.Literal(value)) for name, value in settings.items()
+    """One statement for all: connections that prepare everything take no second one with it."""
+    values = {} if schema is None else {"search_path": sql.Identifier(schema).as_string()}
+    parts = [
+        sql.SQL("set_config({}, {}, false)").format(sql.Literal(name), sql.Literal(value))
+        for name, value in {**values, **settings}.items()
     ]
-    return sql.SQL("; ").join(parts) if parts else None
+    return sql.SQL("select ") + sql.SQL(", ").join(parts) if parts else None
 
 
 class SessionPool(ConnectionPool[Connection[TupleRow]]):
@@ -213,7 +215,7 @@ def async_configuring(schema: str, settings: Mapping[str, str]) -> Callable[[Asy
 
     async def set_up(connection: AsyncConnection[Any]) -> None:
         if statement is not None:
-            await connection.execute(statement)
+            await connection.execute(statement, prepare=False)
             if not connection.autocommit:
                 await connection.commit()
 
@@ -226,9 +228,11 @@ class _SaidByOutage(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno != logging.WARNING or not isinstance(record.args, tuple) or not record.args:
             return True
-        subject = record.args[0]
-        is_ours = str(subject).startswith(f"{_NAME} ") if isinstance(subject, str) else False
-        return not (is_ours or str(record.msg).startswith("discarding"))
+        if str(record.msg).startswith("discarding"):
+            return False  # a connection that is lost; another takes its place
+        is_ours = isinstance(record.args[0], str) and record.args[0].startswith(f"{_NAME} ")
+        errors = [each for each in record.args if isinstance(each, BaseException)]
+        return not is_ours or not all(map(is_lost, errors))
 
 
 logging.getLogger(_POOL_LOGGER).addFilter(_SaidByOutage())
