@@ -22,6 +22,7 @@ from procrastinate.jobs import Status
 from procrastinate.worker import Worker
 
 from runs_es.database.migrate import queue_schema
+from runs_es.database.outage import is_lost
 from runs_es.database.reporting import report
 from runs_es.database.sessions import AsyncSessionPool, async_configuring
 from runs_es.domain import Run
@@ -48,6 +49,17 @@ _CONNECTIONS = 4
 _WAIT_SECONDS = 30.0  # nobody is kept waiting but the worker itself
 _SEND_BACK_SECONDS = 1.0
 _SENT_KEPT = 1024
+
+
+class _SaidByOutage(logging.Filter):
+    """Leaves out procrastinate's traceback of a lost connection: the outage is said once."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (isinstance(record.exc_info, tuple) and is_lost(record.exc_info[1]))
+
+
+for _name in ("procrastinate.utils", "procrastinate.worker"):
+    logging.getLogger(_name).addFilter(_SaidByOutage())
 
 Advance = Callable[[str], Awaitable[None]]
 

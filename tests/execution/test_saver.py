@@ -329,7 +329,7 @@ async def test_a_connection_that_was_cut_inside_a_write_is_replaced(
 
 async def test_the_sessions_of_the_pool_are_set_up_against_frozen_workers(pool: CheckpointPool) -> None:
     expected = {
-        "search_path": "runs_es_checkpoints",
+        "search_path": '"runs_es_checkpoints"',
         "idle_in_transaction_session_timeout": "5s",
         "lock_timeout": "30s",
         "default_transaction_isolation": "read committed",
