@@ -11,7 +11,7 @@ ONLY   ?=
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PIP_ROOT_USER_ACTION = ignore
 
-.PHONY: help install serve test check format bench faults wheel openapi clean
+.PHONY: help install serve test check format bench faults pooler wheel openapi clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  \033[1m%-9s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ $(VENV)/.bench: $(STAMP)
 
 faults: install ## The long fault suite: kills, cuts, stalls, a full disk, seeded (SEED=100). ONLY="thousand_runs" for some
 	@FAULTS_SEED=$(SEED) $(BIN)/python -m pytest -m faults tests/acceptance tests/projections $(if $(ONLY),-k "$(ONLY)")
+
+pooler: install ## Streams and kills through PgBouncer (Debian: apt-get install pgbouncer)
+	@$(BIN)/python -m pytest -m pooler tests/acceptance/test_pgbouncer.py
 
 wheel: install ## Build through the sdist, install into an empty environment, start the server from there
 	@$(BIN)/python -m tests.wheel

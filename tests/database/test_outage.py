@@ -97,15 +97,18 @@ def test_every_session_has_a_name(settings: Settings) -> None:
     from runs_projections.wiring import open_store
 
     url = str(settings.database_url)
+    wanted = {f"runs-es {name}" for name in ("writer", "reader", "projector", "queue", "checkpoints", "listener")}
     with open_store(settings) as store, psycopg.connect(url, autocommit=True) as connection:
-        assert store.worker is not None
-        rows = connection.execute(
-            "select application_name from pg_stat_activity where datname = current_database()"
-            " and pid <> pg_backend_pid() and backend_type = 'client backend'"
-        ).fetchall()
-    names = {name for (name,) in rows}
-    assert {"runs-es writer", "runs-es reader", "runs-es projector", "runs-es queue", "runs-es checkpoints"} <= names
-    assert all(name.startswith("runs-es ") for name in names)
+        store.log.writer.probe().result(30)
+        deadline, names = time.monotonic() + 30, set[str]()
+        while not wanted <= names:
+            assert time.monotonic() < deadline, names
+            rows = connection.execute(
+                "select application_name from pg_stat_activity where datname = current_database()"
+                " and pid <> pg_backend_pid() and backend_type = 'client backend'"
+            ).fetchall()
+            names = {name for (name,) in rows}
+            assert all(name.startswith("runs-es ") for name in names), names
 
 
 def test_an_outage_is_one_line_and_its_end_another(

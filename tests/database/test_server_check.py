@@ -39,8 +39,9 @@ def test_a_real_server_is_found_to_be_one(database_url: str) -> None:
 def test_a_database_of_another_encoding_is_refused_before_anything_is_made(postgres_url: str, encoding: str) -> None:
     name = f"test_{encoding.lower()}"
     with psycopg.connect(postgres_url, autocommit=True) as connection:
-        made = sql.SQL("create database {} encoding {} lc_collate 'C' lc_ctype 'C' template template0")
-        connection.execute(made.format(sql.Identifier(name), sql.Literal(encoding)))
+        made = sql.SQL("create database {} encoding {} lc_collate 'C' lc_ctype 'C' {} template template0")
+        provider = sql.SQL("locale_provider libc" if connection.info.server_version >= 150000 else "")
+        connection.execute(made.format(sql.Identifier(name), sql.Literal(encoding), provider))
         try:
             url = conninfo.make_conninfo(postgres_url, dbname=name)
             with pytest.raises(DatabaseUnavailable, match=f"encoded {encoding}, and must be UTF8"):
