@@ -78,7 +78,7 @@ def create_app(store: Store, settings: Settings) -> FastAPI:
         description="An event-sourced run store behind LangGraph Platform's HTTP API.",
         lifespan=lifespan,
         # CORS is outermost, so that a browser may read refusals too.
-        middleware=[cors, Middleware(RequestGate, settings=settings, outage=store.log.outage)],
+        middleware=[cors, Middleware(RequestGate, settings=settings, outage=lambda: store.log.outage)],
         generate_unique_id_function=_operation,
         redirect_slashes=False,
     )

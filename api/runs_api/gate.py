@@ -9,6 +9,7 @@ import asyncio
 import logging
 import re
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -27,7 +28,7 @@ _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,200}")
 class RequestGate:
     """Refuses what is too large, before or while it is read, and gives every answer its `x-request-id`."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, outage: Outage | None = None) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, outage: Callable[[], Outage] | None = None) -> None:
         self._app = app
         self._outage = outage
         self._wait = settings.database_wait_seconds
@@ -44,7 +45,7 @@ class RequestGate:
         if refusal is not None:
             await refusal.response()(scope, receive, answer.send)
             return
-        late = None if self._outage is None else LateRequest(self._outage, self._wait, lambda: answer.started)
+        late = None if self._outage is None else LateRequest(self._outage(), self._wait, lambda: answer.started)
         try:
             await self._app(scope, self._counted(receive), answer.send)
         except asyncio.CancelledError:
