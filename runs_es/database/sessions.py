@@ -1,7 +1,7 @@
 """The one place that connects to the database: single sessions, and pools of them for threads and for event loops.
 
 Each session has a name in pg_stat_activity, notices within seconds that the server is gone, and is set up by statements
-after it has connected. Nothing is sent as a startup parameter but the name: a pooler in session mode refuses others.
+after it has connected. No startup parameter is sent but name and encoding: a pooler in session mode refuses others.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ KEEPALIVE: dict[str, Any] = {
     "tcp_user_timeout": 10_000,  # milliseconds
 }
 WAIT_SECONDS = 5.0  # for a connection of a pool, unless a setting says otherwise
-_POOL_LOGGER = "psycopg.pool"
+_LOGGERS = ("psycopg", "psycopg.pool")
 _NAME = "runs-es"
 _IDLE_SECONDS = 1.0  # a connection that was used since is not asked whether it lives
 
 
 def parameters(name: str) -> dict[str, Any]:
     """What a connection is made with. `name` shows in pg_stat_activity."""
-    return {**KEEPALIVE, "application_name": f"{_NAME} {name}"}
+    return {**KEEPALIVE, "application_name": f"{_NAME} {name}", "client_encoding": "UTF8"}
 
 
 def connect(url: str, schema: str | None, name: str, *, row_factory: Any = None, **settings: str) -> Connection[Any]:
@@ -223,16 +223,19 @@ def async_configuring(schema: str, settings: Mapping[str, str]) -> Callable[[Asy
 
 
 class _SaidByOutage(logging.Filter):
-    """Leaves out what pools of this store say of each failed attempt: the outage is said once."""
+    """Leaves out what psycopg and pools of this store say of each lost connection: the outage is said once."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno != logging.WARNING or not isinstance(record.args, tuple) or not record.args:
             return True
         if str(record.msg).startswith("discarding"):
             return False  # a connection that is lost; another takes its place
-        is_ours = isinstance(record.args[0], str) and record.args[0].startswith(f"{_NAME} ")
         errors = [each for each in record.args if isinstance(each, BaseException)]
+        if str(record.msg).startswith("error ignored"):  # on the way out of a pipeline or a connection
+            return not errors or not all(map(is_lost, errors))
+        is_ours = isinstance(record.args[0], str) and record.args[0].startswith(f"{_NAME} ")
         return not is_ours or not all(map(is_lost, errors))
 
 
-logging.getLogger(_POOL_LOGGER).addFilter(_SaidByOutage())
+for _logger in _LOGGERS:
+    logging.getLogger(_logger).addFilter(_SaidByOutage())
