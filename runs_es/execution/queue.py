@@ -173,9 +173,13 @@ class QueueWorker:
         lease_seconds: float,
         drain_seconds: float,
     ) -> None:
-        self._url, self._schema = url, queue_schema(schema)
-        # `configure` is of the connection that listens, which the connector makes beside the pool that `run` gives it.
-        connector = procrastinate.PsycopgConnector(configure=async_configuring(self._schema, {}))
+        target = queue_schema(schema)
+
+        def pool(**_: object) -> AsyncSessionPool:
+            return AsyncSessionPool(url, target, "queue", size=_CONNECTIONS, seconds=_WAIT_SECONDS)
+
+        # `configure` is of the connection that listens, which the connector makes beside its pool.
+        connector = procrastinate.PsycopgConnector(pool_factory=pool, configure=async_configuring(target, {}))
         self._app = procrastinate.App(connector=connector)
         self._manager = self._app.job_manager = BatchedJobs(connector)
         self._queues = sorted(map(queue_name, queues))
@@ -196,10 +200,7 @@ class QueueWorker:
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Work until `stop`. A worker that dies of a failing side task is started again."""
-        async with (
-            AsyncSessionPool(self._url, self._schema, "queue", size=_CONNECTIONS, seconds=_WAIT_SECONDS) as pool,
-            self._app.open_async(pool),
-        ):
+        async with self._app.open_async():
             ready()
             while not self._stopping.is_set():
                 try:
