@@ -34,6 +34,7 @@ from psycopg.errors import (
 )
 from psycopg.rows import TupleRow
 
+from runs_es.database.outage import is_lost
 from runs_es.database.reporting import report
 from runs_es.domain import StoreUnavailable, WriteConflict
 from runs_es.log import append, session
@@ -275,7 +276,7 @@ class LogWriter:
         except NO_ROOM as error:
             self._hold_or_refuse(batch, error)
         except OperationalError as error:
-            if not self._is_lost():
+            if not self._is_lost(error):
                 raise
             # Whether the batch landed is not known. Trying again is safe: what each request states makes a second
             # landing impossible, and a refusal is then looked into.
@@ -309,7 +310,10 @@ class LogWriter:
                     for behind in self._take_queued(request):
                         self._parked.joins(behind)
 
-    def _is_lost(self) -> bool:
+    def _is_lost(self, error: BaseException | None = None) -> bool:
+        """Whether there is no connection any more. A pooler says so by an error, before it closes the connection."""
+        if self._connection is not None and is_lost(error):
+            self._connection.close()
         return self._connection is None or self._connection.closed
 
     def _commit_alone(self, request: Append, *, in_doubt: bool = False) -> None:
@@ -325,7 +329,7 @@ class LogWriter:
                 self._hold_or_refuse([request], error)
                 return
             except OperationalError as error:
-                if not self._is_lost():
+                if not self._is_lost(error):
                     raise
                 logger.info("the log's connection failed: %s", error)
                 self._reconnect()
@@ -415,7 +419,7 @@ class LogWriter:
                 assert self._connection is not None
                 return landed_before(self._connection, request, in_doubt=in_doubt)
             except OperationalError as error:
-                if not self._is_lost() or attempt == _TRIES_ALONE - 1:
+                if not self._is_lost(error) or attempt == _TRIES_ALONE - 1:
                     raise
                 logger.info("the log's connection failed: %s", error)
                 self._reconnect()

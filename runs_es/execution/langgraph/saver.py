@@ -22,6 +22,7 @@ from psycopg import AsyncConnection, AsyncCursor, sql
 from psycopg.rows import DictRow, dict_row
 
 from runs_es.database.migrate import checkpoint_schema
+from runs_es.database.outage import is_lost
 from runs_es.database.sessions import WAIT_SECONDS, AsyncSessionPool
 from runs_es.domain.errors import LeaseLost
 from runs_es.execution.langgraph.rollback import keep_writes, take_back
@@ -133,9 +134,11 @@ class FencedPostgresSaver(AsyncPostgresSaver):
         for tries_left in reversed(range(_TRIES)):
             try:
                 return await super().aget_tuple(config)
-            except psycopg.OperationalError:
+            except psycopg.OperationalError as error:
                 if not tries_left:
                     raise
+                if is_lost(error):
+                    await self._pool.drain()
         raise AssertionError
 
     async def aput(
@@ -254,9 +257,11 @@ class FencedPostgresSaver(AsyncPostgresSaver):
                 try:
                     await self._commit_on(connection, batches)
                     return
-                except psycopg.Error:
-                    if not (connection.closed and tries_left):
+                except psycopg.Error as error:
+                    # A pooler says that the session is gone before it closes the connection.
+                    if not ((connection.closed or is_lost(error)) and tries_left):
                         raise
+                    await self._pool.drain()
 
     async def _commit_on(self, connection: AsyncConnection[DictRow], batches: Sequence[_Batch]) -> None:
         """One transaction in one round trip: what a pipeline holds is one as long as nobody begins another."""

@@ -116,6 +116,7 @@ class GraphStateReader:
                     raise
                 if not has_another:
                     raise StoreUnavailable(f"the database does not answer: {error}") from error
+                await self._pool.drain()  # the others are as dead, and those just used are not asked
         raise AssertionError
 
     def _graph(self, graph_id: str) -> Graph:
