@@ -46,9 +46,10 @@ class Database:
         self.close()
 
 
-def open_database(settings: Settings) -> Database:
+def open_database(settings: Settings, *, create: bool = True) -> Database:
     """Find or start the database and see that it can hold a store, waiting for one that is still starting.
 
+    Without `create` an embedded database that does not exist is not made: for commands that only read.
     Raises DatabaseUnavailable with what to do.
     """
     if settings.database_url is not None:
@@ -57,7 +58,13 @@ def open_database(settings: Settings) -> Database:
     if sys.platform == "win32":
         raise DatabaseUnavailable("The embedded server does not run on Windows: set RUNS_ES_DATABASE_URL")
     # Imported late: it needs modules that Windows lacks.
+    from runs_es.database import places
     from runs_es.database.embedded import EmbeddedPostgres
 
+    if not create and not places.has_cluster(settings.data_dir):
+        raise DatabaseUnavailable(
+            f"There is no database in {settings.data_dir}, and this command makes none: `runs-es serve` does. "
+            "RUNS_ES_DATA_DIR names the folder of another embedded one, RUNS_ES_DATABASE_URL any other"
+        )
     server = EmbeddedPostgres(settings.data_dir, settings.embedded_max_connections).start()
     return Database(server.url, server.detach)
