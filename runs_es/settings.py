@@ -63,6 +63,12 @@ class Settings(BaseSettings):
         pattern=r"^[a-z_][a-z0-9_]{0,40}$",
         description="schema of the log; the queue and the checkpoints use <schema>_queue and <schema>_checkpoints",
     )
+    database_wait_seconds: float = Field(
+        5.0, ge=0.5, le=8, description="a request waits so long for a database that does not answer, then it gets 503"
+    )
+    database_start_seconds: float = Field(
+        30.0, ge=0, description="a process that starts waits so long for a database that is starting or in recovery"
+    )
     read_pool_size: int = Field(8, ge=1, le=200, description="connections that read the log and the read models")
     embedded_max_connections: int = Field(200, ge=20, description="max_connections of the embedded server")
 

@@ -85,7 +85,11 @@ def create_app(store: Store, settings: Settings, *, is_local: bool = False) -> F
         description="An event-sourced run store behind LangGraph Platform's HTTP API.",
         lifespan=lifespan,
         # Only the guard is outside of CORS: pages that may ask may read refusals too, others may not.
-        middleware=[Middleware(BrowserGuard, rules=rules), cors, Middleware(RequestGate, settings=settings)],
+        middleware=[
+            Middleware(BrowserGuard, rules=rules),
+            cors,
+            Middleware(RequestGate, settings=settings, outage=lambda: store.log.outage),
+        ],
         generate_unique_id_function=_operation,
         responses=REFUSALS,
         redirect_slashes=False,

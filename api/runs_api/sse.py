@@ -18,7 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from runs_api.reader_memory import MOST_A_STREAM, ReaderMemory
 from runs_api.responses import encoded
-from runs_es.domain import RunDomainError
+from runs_es.database.reporting import report
 from runs_es.settings import Settings
 from runs_es.streams.cursor import End, Frames, Gap, Step
 
@@ -127,10 +127,8 @@ class EventStream(Response):
                     case End() | Gap():
                         await outbox.put(self._last(step))
                         ending = Ending.COMPLETE
-        except RunDomainError as error:
-            logger.warning("a stream is cut: %s", error)
-        except Exception:
-            logger.exception("a stream is cut")
+        except Exception as error:  # noqa: BLE001  (reported)
+            report(logger, error, "a stream is cut")
         outbox.close(ending)
 
     def _last(self, step: End | Gap) -> bytes:

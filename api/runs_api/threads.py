@@ -40,7 +40,7 @@ from runs_api.responses import (
     selected,
     thread_body,
 )
-from runs_es.domain import ThreadExists, ThreadNotFound
+from runs_es.domain import StoreUnavailable, ThreadExists, ThreadNotFound
 from runs_es.execution.thread_lock import exclusive
 from runs_es.service.views import ThreadSnapshot
 
@@ -182,6 +182,8 @@ async def _body(edge: Edge, thread: ThreadSnapshot) -> dict[str, Any]:
         waits = {task["id"]: task["interrupts"] for task in left["tasks"] if task["interrupts"]}
         values = None if left["created_at"] is None else left["values"]
         return thread_body(replace(thread, interrupts=waits), values)
+    except StoreUnavailable:
+        raise
     except Exception:
         # One thread's state that cannot be read must not take a whole search along.
         logger.exception("the state of thread %s cannot be read", thread.thread_id)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from runs_es.database import open_database
 from runs_es.database.migrate import migrate
+from runs_es.database.server_check import patiently
 from runs_es.execution.agent_threads import IsQuick
 from runs_es.execution.external import Arrivals, ExternalAssistants, ExternalRuns, LeaseSweep
 from runs_es.execution.functions import FunctionExecutor
@@ -54,6 +55,7 @@ R = TypeVar("R")
 
 _THREADS = 32  # blocking calls of the application service at once
 _STATE_CONNECTIONS = 4
+_RUN_WAIT_SECONDS = 30.0  # a run waits longer for the database than a request: nobody waits for an answer to it
 
 
 class Store:
@@ -101,7 +103,9 @@ class Store:
     def _open(self, executor: RunExecutor | None, config: Path | None, work: bool, queues: Collection[str]) -> None:
         settings = self.settings
         self.database = self._exit.enter_context(open_database(settings))
-        self.migrated = migrate(self.database.url, settings.db_schema)
+        self.migrated = patiently(
+            lambda: migrate(self.database.url, settings.db_schema), settings.database_start_seconds
+        )
         self.log = self._exit.enter_context(
             EventLog(
                 self.database.url,
@@ -110,6 +114,7 @@ class Store:
                 max_event_bytes=settings.max_frame_bytes,
                 key_bytes=settings.key_bytes,
                 lock_seconds=settings.append_wait_seconds,
+                wait_seconds=settings.database_wait_seconds,
             )
         )
         retention = RetentionTimer(self.log, settings)
@@ -234,7 +239,8 @@ class Store:
         registry.add_external(self.settings.external_names)
         registry.load_all()
         url, schema = self.database.url, self.settings.db_schema
-        self._checkpoints = open_checkpoint_pool(url, schema, _STATE_CONNECTIONS)
+        wait = self.settings.database_wait_seconds
+        self._checkpoints = open_checkpoint_pool(url, schema, _STATE_CONNECTIONS, seconds=wait)
         checkpoints = CheckpointReaper(self.log.reader, schema)
         self._reap, self.service.forget = checkpoints.reap, checkpoints.forget
         self._is_quick = is_quick
@@ -248,7 +254,7 @@ class Store:
         async def open_executor() -> AsyncIterator[RunExecutor]:
             from runs_es.execution.langgraph.executor import LangGraphExecutor
 
-            async with open_checkpoint_pool(url, schema, self.settings.concurrency) as pool:
+            async with open_checkpoint_pool(url, schema, self.settings.concurrency, seconds=_RUN_WAIT_SECONDS) as pool:
                 graphs = LangGraphExecutor.over_pool(registry, pool, schema)
                 yield FunctionExecutor(registry.functions, others=graphs)
 

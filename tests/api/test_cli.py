@@ -157,7 +157,8 @@ def test_a_run_that_is_not_there_has_no_history(run, database_url: str):
 
 @pytest.mark.parametrize("command", [["migrate"], ["rebuild"], ["serve", "--port", "0"], ["work"]])
 def test_a_database_that_cannot_be_reached_is_one_sentence_without_the_password(run, command: list[str]):
-    result = run(*command, RUNS_ES_DATABASE_URL="postgresql://u:secret@127.0.0.1:1/x")
+    url = "postgresql://u:secret@127.0.0.1:1/x"
+    result = run(*command, RUNS_ES_DATABASE_URL=url, RUNS_ES_DATABASE_START_SECONDS="0")
     assert result.code == 1
     assert "RUNS_ES_DATABASE_URL cannot be reached" in result.err
     assert "secret" not in result.err
