@@ -30,6 +30,8 @@ async def ok(edge: EdgeOf, check_db: Annotated[bool, Query(description="ask the 
         await edge.read(edge.store.log.reader.last_position)
         if (reason := edge.store.log.writer.waits_for_room) is not None:
             raise ApiError(503, f"the database has no room, appends wait: {reason}")
+        if (refusal := edge.store.log.history.refusal) is not None:
+            raise ApiError(503, refusal)
     return Json({"ok": True, "services": {}})
 
 

@@ -25,6 +25,7 @@ from runs_es.domain import (
 from runs_es.domain.facts import MAX_EVENT_TYPE
 from runs_es.log import codec
 from runs_es.log.append import PAGE_TOPIC
+from runs_es.log.numbers import FIRST, first_of
 from runs_es.log.pages import data_of, event_of
 from runs_es.log.reader import FACT_COLUMNS as FACT_COLUMNS
 from runs_es.log.reader import KeyPageGone, LogReader, Row, recorded
@@ -145,7 +146,7 @@ def _events(reader: LogReader, rows: _Range, wanted: EventTypes, ascending: bool
         if ascending:
             after = chunk[-1].seq
         else:
-            before = chunk[-1].seq - chunk[-1].n + 1
+            before = first_of(chunk[-1].seq, chunk[-1].n, chunk[-1].topic)
 
 
 def _read(reader: LogReader, rows: _Range, ascending: bool) -> list[Any]:
@@ -155,7 +156,7 @@ def _read(reader: LogReader, rows: _Range, ascending: bool) -> list[Any]:
         # One row may begin before the cursor and end behind it.
         bounds += (
             " and seq <= coalesce((select e.seq from events e where e.thread_id = %(thread)s and e.seq >= %(before)s"
-            " order by e.seq limit 1), 9223372036854775807) and seq - n + 1 < %(before)s"
+            f" order by e.seq limit 1), 9223372036854775807) and {FIRST} < %(before)s"
         )
     order = f"order by seq {'asc' if ascending else 'desc'} limit {_CHUNK}"
     parameters = {"thread": rows.thread_id, "after": rows.after, "before": rows.before, "run": rows.run_id}

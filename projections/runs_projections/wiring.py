@@ -110,6 +110,7 @@ class Store:
                 max_event_bytes=settings.max_frame_bytes,
                 key_bytes=settings.key_bytes,
                 lock_seconds=settings.append_wait_seconds,
+                on_new_history=settings.on_new_history,
             )
         )
         retention = RetentionTimer(self.log, settings)

@@ -52,6 +52,7 @@ from runs_es.domain.facts import (
     ThreadCreated,
     ThreadDeleted,
     ThreadErased,
+    ThreadRestored,
     ThreadUpdated,
     cron_thread,
 )
@@ -145,6 +146,7 @@ __all__ = [
     "ThreadExists",
     "ThreadId",
     "ThreadNotFound",
+    "ThreadRestored",
     "ThreadStatus",
     "ThreadUpdated",
     "Timeouts",

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 
 from runs_es.domain import Fact, LimitExceeded, Provenance
+from runs_es.log import restored
 from runs_es.log.append import ANONYMOUS, PAGE_TOPIC, Append, Appended, FactItem, PageItem
 from runs_es.log.hints import Hints
+from runs_es.log.history import HistoryGuard
 from runs_es.log.pages import KEY_BYTES
 from runs_es.log.reader import LogReader, Row
 from runs_es.log.writer import LOCK_SECONDS, LogWriter
@@ -34,15 +37,25 @@ class EventLog:
         max_event_bytes: int = 16 * 1024 * 1024,
         key_bytes: int = KEY_BYTES,
         lock_seconds: float = LOCK_SECONDS,
+        on_new_history: str = "refuse",
     ) -> None:
         self.url = url
         self.schema = schema
         self.max_event_bytes = max_event_bytes
         self._on_commit: list[OnCommit] = []
         self._on_hints: list[OnHints] = []
-        self._on_poll: list[Callable[[], None]] = []
+        self._on_poll: list[Callable[[], None]] = [self._look_at_history]
+        self.history = HistoryGuard(on_new_history, partial(restored.restore_in_doubt, url, schema))
         self.reader = LogReader(url, schema, pool_size=pool_size, key_bytes=key_bytes)
-        self.writer = LogWriter(url, schema, self._committed, key_bytes=key_bytes, lock_seconds=lock_seconds)
+        self.history.watch(self.reader.forget)
+        self.writer = LogWriter(
+            url,
+            schema,
+            self._committed,
+            key_bytes=key_bytes,
+            lock_seconds=lock_seconds,
+            history=self.history,
+        )
         self._hints = Hints(url, schema, self._hinted, self._poll)
 
     def close(self) -> None:
@@ -84,12 +97,13 @@ class EventLog:
         page_first: bool = False,
         provenance: Provenance | Sequence[Provenance] = ANONYMOUS,
         idempotency_key: str | None = None,
+        generation: int | None = None,
     ) -> Future[Appended]:
         """Append a command's facts, and behind or before them a `page` (run id, bodies), if the revision is `expected`.
 
         The future fails with WriteConflict where it is not. With an `idempotency_key` seen before in the thread the
-        first result comes back. Who and why are of all facts, or one each. Raises LimitExceeded for a fact that is too
-        large.
+        first result comes back. Who and why are of all facts, or one each. `generation` is that of `history` when the
+        revision was read. Raises LimitExceeded for a fact that is too large.
         """
         who = [provenance] * len(facts) if isinstance(provenance, Provenance) else provenance
         items: list[FactItem | PageItem] = [
@@ -98,7 +112,9 @@ class EventLog:
         ]
         if page is not None:
             items.insert(0 if page_first else len(items), PageItem(*page))
-        return self.writer.submit(Append(thread_id, items, expected=expected, fence=fence, frames=frames))
+        return self.writer.submit(
+            Append(thread_id, items, expected=expected, fence=fence, frames=frames, generation=generation)
+        )
 
     def item(self, fact: Fact, provenance: Provenance = ANONYMOUS, idem_key: str | None = None) -> FactItem:
         """A fact ready to append. Raises LimitExceeded when it is too large, ValueError for text nobody can store."""
@@ -121,6 +137,10 @@ class EventLog:
     def _hinted(self, hints: Mapping[str, int]) -> None:
         for listener in self._on_hints:
             _guarded(listener, hints)
+
+    def _look_at_history(self) -> None:
+        with self.reader.connection() as connection:
+            self.history.look(connection)
 
     def _poll(self) -> None:
         for listener in self._on_poll:

@@ -25,6 +25,12 @@ class KeyCache:
         """Bytes held in memory."""
         return self._size
 
+    def clear(self) -> None:
+        """Let go of all of them."""
+        with self._lock:
+            self._pages.clear()
+            self._size = 0
+
     def get(self, thread_id: str, seqs: Collection[int]) -> dict[int, KeyPage]:
         """Those of a thread's key pages that are here."""
         found = {}

@@ -28,6 +28,7 @@ from runs_es.domain import (
     Thread,
     ThreadErased,
     ThreadNotFound,
+    ThreadRestored,
     now,
 )
 from runs_es.log import codec, segments, session
@@ -413,7 +414,7 @@ def erase_thread(log: EventLog, thread_id: str, *, provenance: Provenance, force
             raise ConflictError(
                 f"thread {thread_id} has {len(thread.active)} active run(s): cancel them first, or end them by force"
             )
-        erased = ThreadErased(thread_id=thread_id, occurred_at=now(), events=head.seq)
+        erased = ThreadErased(thread_id=thread_id, occurred_at=now(), events=head.revision + head.frames)
         return Decision([*_endings(thread), erased])
 
     Decisions(log).make(thread_id, decide, provenance=provenance)
@@ -422,10 +423,11 @@ def erase_thread(log: EventLog, thread_id: str, *, provenance: Provenance, force
     _, seq, position = last
     with session.connect(log.url, log.schema, "erasure") as connection, connection.transaction():
         connection.execute("set local runs_es.maintenance = 'erase'")
-        # By seq, not all there is: the id may have been created again meanwhile. Earlier erasures stay on record.
+        # By seq, not all there is: the id may have been created again meanwhile. Earlier erasures stay on record, and
+        # restores too, which tell lost numbers and nothing of the thread.
         deleted = connection.execute(
-            "delete from events where thread_id = %s and seq < %s and topic <> %s",
-            (thread_id, seq, ThreadErased.topic),
+            "delete from events where thread_id = %s and seq < %s and topic <> all(%s)",
+            (thread_id, seq, [ThreadErased.topic, ThreadRestored.topic]),
         )
     return Erased(seq, position, deleted.rowcount)
 
