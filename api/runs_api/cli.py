@@ -1,5 +1,5 @@
-"""The command line: `serve | work | migrate | rebuild | projections | webhooks | check | history | diff | tail`, and
-`retain | erase`.
+"""The command line: `serve | work | migrate | grants | restored | not-lost | rebuild | projections | webhooks | check |
+history | diff | tail`, and `retain | erase`.
 
 What can be expected to go wrong is answered with one sentence that says what to do, and exit code 1 (2 for a wrong
 command line); a traceback here is a mistake of ours.
@@ -19,9 +19,11 @@ from rich.text import Text
 from runs_api import (
     cli_check,
     cli_diff,
+    cli_grants,
     cli_history,
     cli_projections,
     cli_rebuild,
+    cli_restored,
     cli_retention,
     cli_serve,
     cli_tail,
@@ -72,6 +74,8 @@ def main() -> None:
         _fail(str(error))
     except UnknownTopic as error:
         _fail(f"{error}: a newer version wrote this log; run that one, or upgrade")
+    except psycopg.errors.InsufficientPrivilege as error:
+        _fail(f"{str(error).splitlines()[0].strip()}: run this as the role that owns the tables")
     except psycopg.Error as error:
         _fail(f"The database failed: {str(error).strip()}")
     except ModuleNotFoundError as error:
@@ -113,6 +117,9 @@ def migrate() -> None:
 app.command()(cli_rebuild.rebuild)
 app.add_typer(cli_projections.app, name="projections")
 app.add_typer(cli_webhooks.app, name="webhooks")
+app.command()(cli_grants.grants)
+app.command()(cli_restored.restored)
+app.command(name="not-lost")(cli_restored.not_lost)
 app.command()(cli_retention.retain)
 app.command()(cli_retention.erase)
 

@@ -132,6 +132,7 @@ _RUN_HEADERS = {
 ERRORS: dict[int | str, dict[str, Any]] = {
     404: {"model": Error, "description": "Not there, or another user's"},
     409: {"model": Error, "description": "There already, or busy"},
+    410: {"model": Error, "description": "A seq of a history that was lost when the database was restored"},
     422: {"model": Error, "description": "Refused; the text names the field"},
     503: {"model": Error, "description": "Try again after `Retry-After` seconds"},
 }

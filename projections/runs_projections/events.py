@@ -139,7 +139,12 @@ def _events(reader: LogReader, rows: _Range, wanted: EventTypes, ascending: bool
     while True:
         chunk = _read(reader, _Range(rows.thread_id, rows.run_id, after, before, rows.pages), ascending)
         for row in chunk:
-            events = _page_events(reader, row, rows, wanted) if row.topic == PAGE_TOPIC else _fact_events(row, wanted)
+            if row.topic == PAGE_TOPIC:
+                events = _page_events(reader, row, rows, wanted)
+            elif before is not None and row.seq >= before:
+                continue  # it covers the cursor, and its event lies at its end
+            else:
+                events = _fact_events(row, wanted)
             yield from events if ascending else reversed(list(events))
         if len(chunk) < _CHUNK:
             return

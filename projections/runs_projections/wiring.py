@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from runs_es.database import open_database
-from runs_es.database.migrate import migrate
+from runs_es.database.migrate import bring_up_to_date
 from runs_es.execution.agent_threads import IsQuick
 from runs_es.execution.external import Arrivals, ExternalAssistants, ExternalRuns, LeaseSweep
 from runs_es.execution.functions import FunctionExecutor
@@ -101,7 +101,7 @@ class Store:
     def _open(self, executor: RunExecutor | None, config: Path | None, work: bool, queues: Collection[str]) -> None:
         settings = self.settings
         self.database = self._exit.enter_context(open_database(settings))
-        self.migrated = migrate(self.database.url, settings.db_schema)
+        self.migrated = bring_up_to_date(self.database.url, settings.db_schema)
         self.log = self._exit.enter_context(
             EventLog(
                 self.database.url,

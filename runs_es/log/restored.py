@@ -99,6 +99,7 @@ def restore_numbers(
             if only_if_in_doubt and before.doubt is None:
                 return 0  # another process has done it
             _begin(connection, before, 1 + lost_restores)
+            _cut_writers(connection)
         state = state_of(connection)
         done = 0
         while raised := _raise(connection, state, actor, reason, done, on_progress):
@@ -150,6 +151,18 @@ def _begin(connection: Connection[Any], before: State, epochs: int) -> None:
         # Not undone with the transaction, and may be repeated: positions have room.
         connection.execute("select setval('event_position', last_value + %s) from event_position", (epochs * WIDE,))
         connection.execute(_BEGIN, (epoch, uuid.uuid4()))
+
+
+def _cut_writers(connection: Connection[Any]) -> None:
+    """End the sessions of processes that append: none of them may go on before it has looked at the history again.
+
+    Those of roles that this one may not end are left: they look every second.
+    """
+    statement = (
+        "select pg_terminate_backend(pid) from pg_stat_activity"
+        " where datname = current_database() and application_name like 'runs-es writer%' and pg_has_role(usesysid, 'member')"
+    )
+    connection.execute(statement)
 
 
 def _wait_for_appends(connection: Connection[Any]) -> None:

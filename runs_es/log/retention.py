@@ -292,6 +292,13 @@ class RetentionTimer:
         while not self._closing.is_set():
             try:
                 self._round()
+            except psycopg.errors.InsufficientPrivilege as error:
+                logger.warning(
+                    "this role may not drop what is no longer to be kept (%s): let the owner of the tables run "
+                    "`runs-es retain` every hour; this process leaves it to him",
+                    error.diag.message_primary,
+                )
+                return
             except psycopg.errors.LockNotAvailable:
                 logger.info("retention is held up by a long reader of the log; goes on in %g s", self._interval)
             except (psycopg.Error, RetentionBusy) as error:
@@ -401,8 +408,9 @@ def erase_thread(log: EventLog, thread_id: str, *, provenance: Provenance, force
     """Delete all that is known of a thread but its head row and a `thread.erased` fact that says who and why.
 
     The fact comes first: it shuts out every writer, and projections apply it. Killed in between, call it again. Raises
-    ThreadNotFound, and ConflictError while a run is active, unless `force` ends it.
+    ThreadNotFound, ConflictError while a run is active, unless `force` ends it, and psycopg's InsufficientPrivilege.
     """
+    _check_may_delete(log)
 
     def decide(thread: Thread, head: Head) -> Decision:
         if head.revision == 0:
@@ -430,6 +438,14 @@ def erase_thread(log: EventLog, thread_id: str, *, provenance: Provenance, force
             (thread_id, seq, [ThreadErased.topic, ThreadRestored.topic]),
         )
     return Erased(seq, position, deleted.rowcount)
+
+
+def _check_may_delete(log: EventLog) -> None:
+    """Before the fact is written: a role that may only append must not leave an erasure half done."""
+    with log.reader.connection() as connection:
+        row = connection.execute("select has_table_privilege('events', 'delete'), current_user").fetchone()
+    if row is not None and not row[0]:
+        raise psycopg.errors.InsufficientPrivilege(f"role {row[1]} may not delete from the log")
 
 
 def _last_erasure(log: EventLog, thread_id: str) -> tuple[int, int, int] | None:
