@@ -160,7 +160,8 @@ def _cut_writers(connection: Connection[Any]) -> None:
     """
     statement = (
         "select pg_terminate_backend(pid) from pg_stat_activity"
-        " where datname = current_database() and application_name like 'runs-es writer%' and pg_has_role(usesysid, 'member')"
+        " where datname = current_database() and application_name like 'runs-es writer%'"
+        "   and pg_has_role(usesysid, 'member')"
     )
     connection.execute(statement)
 
