@@ -14,7 +14,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from runs_es.domain import LeaseLost, Provenance, Thread
+from runs_es.domain import LeaseLost, Provenance, StoreUnavailable, Thread
 from runs_es.execution.blocking import blocking
 from runs_es.execution.queue import JobQueue, QueueWorker, StalledJob
 from runs_es.execution.worker import Accepts
@@ -94,5 +94,7 @@ class Sweep:
 async def _guarded(part: Callable[[], Awaitable[None]], what: str) -> None:
     try:
         await part()
+    except StoreUnavailable as error:
+        logger.warning("%s; the next round tries again: %s", what, error)
     except Exception:
         logger.exception("%s; the next round tries again", what)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 import httpx
@@ -17,13 +16,18 @@ import psycopg
 import pytest
 from psycopg import conninfo, sql
 
+from runs_api import cli
 from runs_es.database import grants
 from runs_es.database.errors import SchemaMismatch
+from runs_es.log.event_log import EventLog
+from runs_es.log.retention import RetentionTimer
+from runs_es.settings import Settings
+from runs_projections.wiring import open_store
 from tests.acceptance.server import Server, read_stream
 from tests.conftest import url_of
+from tests.streams.test_streams import Recording
 from tests.webhooks.receiver import LOOPBACK, Receiver
 
-COMMAND = str(Path(sys.executable).parent / "runs-es")
 HELLO = {"messages": [{"role": "user", "content": "hello"}], "tokens": 5, "delay": 0}
 ENV = {
     "RUNS_ES_HEARTBEAT_SECONDS": "0.3",
@@ -37,6 +41,13 @@ ENV = {
 }
 
 
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+
 class Roles:
     """A database that `owner` owns, and a role `app` that owns nothing. Neither is a superuser."""
 
@@ -45,14 +56,24 @@ class Roles:
         self.owner_url = conninfo.make_conninfo(url_of(url, name), user=self.owner)
         self.app_url = conninfo.make_conninfo(url_of(url, name), user=self.app)
 
-    def cli(self, url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        env = {**os.environ, **ENV, "RUNS_ES_DATABASE_URL": url}
-        return subprocess.run([COMMAND, *arguments], env=env, capture_output=True, text=True, timeout=120, check=False)
+    def cli(self, url: str, *arguments: str) -> Result:
+        """The command, as the shell would call it, in this process."""
+        out, err = StringIO(), StringIO()
+        code: Any = 0
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            for name, value in {**ENV, "RUNS_ES_DATABASE_URL": url}.items():
+                patch.setenv(name, value)
+            patch.setattr(sys, "argv", ["runs-es", *arguments])
+            try:
+                cli.main()
+            except SystemExit as ended:
+                code = ended.code or 0
+        return Result(code, out.getvalue(), err.getvalue())
 
     def must(self, url: str, *arguments: str) -> str:
         done = self.cli(url, *arguments)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert done.code == 0, done.err
+        return done.out
 
 
 @contextmanager
@@ -86,17 +107,15 @@ def eventually(condition: Any, seconds: float = 60) -> Any:
     return answer
 
 
-def test_a_role_that_owns_nothing_serves_works_and_is_refused_the_rest_in_clear_words(roles: Roles) -> None:
-    early = roles.cli(roles.app_url, "serve", "--port", "0")
-    assert early.returncode == 1
-    assert "this role may not change it" in early.stderr
-    assert "run `runs-es migrate` as the owner" in early.stderr
+@pytest.fixture
+def set_up(roles: Roles) -> Roles:
     roles.must(roles.owner_url, "migrate")
-    without = roles.cli(roles.app_url, "serve", "--port", "0")
-    assert "runs-es grants ROLE --apply" in without.stderr
     roles.must(roles.owner_url, "grants", roles.app, "--apply")
+    return roles
 
-    with Receiver() as receiver, Server(roles.app_url, env=ENV) as server:
+
+def test_a_role_that_owns_nothing_serves_and_works(set_up: Roles) -> None:
+    with Receiver() as receiver, Server(set_up.app_url, env=ENV) as server:
         with httpx.Client(base_url=server.url, timeout=60) as client:
             thread_id = client.post("/threads", json={}).json()["thread_id"]
             body = {"assistant_id": "agent", "input": HELLO, "stream_mode": ["values", "messages"]}
@@ -114,24 +133,47 @@ def test_a_role_that_owns_nothing_serves_works_and_is_refused_the_rest_in_clear_
             crons(client)
             assert client.get("/ok?check_db=true").status_code == 200
             assert client.delete(f"/threads/{thread_id}").status_code < 300
-        output = server.output
-    assert "Traceback" not in output, output
-    with Server(roles.app_url, env=ENV) as server:
-        eventually(lambda: "let the owner of the tables run `runs-es retain`" in server.output)
-        assert "Traceback" not in server.output
+        assert "Traceback" not in server.output, server.output
 
-    for refused in (["rebuild"], ["retain"], ["erase", thread_id, "--reason", "asked for", "--yes"], ["migrate"]):
-        done = roles.cli(roles.app_url, *refused)
-        assert done.returncode == 1, refused
-        assert "Traceback" not in done.stderr
-        assert "own" in done.stderr, done.stderr
-    with psycopg.connect(roles.owner_url) as connection:
+
+def test_what_is_the_owners_is_refused_in_clear_words_and_left_whole(
+    set_up: Roles, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = Settings(database_url=set_up.app_url, keep_streams_days=1, segment_bytes=1, external_assistants="parrot")
+    with EventLog(set_up.app_url) as log:
+        recording = Recording(log)
+        recording.publish(3)
+        recording.finish()
+        timer = RetentionTimer(log, settings, interval=0.01)
+        timer.start()
+        eventually(lambda: "let the owner of the tables run `runs-es retain`" in caplog.text)
+        timer.close()
+    assert caplog.text.count("let the owner") == 1  # once, not each round
+    assert "Traceback" not in caplog.text
+    for refused in (["rebuild"], ["retain"], ["erase", recording.thread_id, "--reason", "asked", "--yes"], ["migrate"]):
+        done = set_up.cli(set_up.app_url, *refused)
+        assert done.code == 1, (refused, done)
+        assert "own" in done.err, done.err
+    with psycopg.connect(set_up.owner_url) as connection:
         erased = connection.execute("select count(*) from runs_es.events where topic = 'thread.erased'").fetchone()
         assert erased == (0,)  # not even begun
-    roles.must(roles.owner_url, "retain")
-    roles.must(roles.owner_url, "rebuild")
-    assert "all is well" in roles.must(roles.app_url, "check")
-    roles.must(roles.owner_url, "grants", roles.app, "--apply")  # again, after what the owner has made
+    for allowed in (["retain"], ["rebuild"], ["erase", recording.thread_id, "--reason", "asked", "--yes"]):
+        set_up.must(set_up.owner_url, *allowed)
+    set_up.must(set_up.owner_url, "grants", set_up.app, "--apply")  # again, after what the owner has made
+    assert "all is well" in set_up.must(set_up.app_url, "check")
+
+
+def test_a_role_that_may_change_no_table_starts_once_the_schema_is_current(roles: Roles) -> None:
+    early = roles.cli(roles.app_url, "serve", "--port", "0")
+    assert early.code == 1
+    assert "this role may not change it" in early.err
+    assert "run `runs-es migrate` as the owner" in early.err
+    roles.must(roles.owner_url, "migrate")
+    without = roles.cli(roles.app_url, "serve", "--port", "0")
+    assert "runs-es grants ROLE --apply" in without.err
+    roles.must(roles.owner_url, "grants", roles.app, "--apply")
+    with open_store(Settings(database_url=roles.app_url), executor=None, work=False) as store:
+        assert store.migrated == []
 
 
 def rolled_back(client: httpx.Client, thread_id: str) -> None:
@@ -189,9 +231,9 @@ def test_every_table_and_sequence_has_a_declared_right_and_another_is_refused(da
 def test_the_owner_is_not_robbed_of_rights_and_a_role_must_exist(roles: Roles) -> None:
     roles.must(roles.owner_url, "migrate")
     own = roles.cli(roles.owner_url, "grants", roles.owner, "--apply")
-    assert "owns the tables" in own.stderr
+    assert "owns the tables" in own.err
     nobody = roles.cli(roles.owner_url, "grants", "nobody_of_that_name", "--apply")
-    assert "there is no role nobody_of_that_name" in nobody.stderr
+    assert "there is no role nobody_of_that_name" in nobody.err
     by_app = roles.cli(roles.app_url, "grants", roles.app, "--apply")
-    assert by_app.returncode == 1
-    assert "Traceback" not in by_app.stderr
+    assert by_app.code == 1
+    assert "Traceback" not in by_app.err
