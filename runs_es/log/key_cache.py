@@ -10,7 +10,8 @@ from runs_es.log.pages import KeyPage
 
 
 class KeyCache:
-    """Key pages by thread and seq, the least recently used go first. A seq is never used again, so none is ever stale.
+    """Key pages by thread and seq, the least recently used go first. A seq is never used again in one history, and
+    `clear` is called at another, so none is ever stale.
     Safe between threads.
     """
 
