@@ -7,9 +7,8 @@ from typing import Annotated
 import psycopg
 import typer
 
-from runs_api.terminal import Refused, migrated_database, out
+from runs_api.terminal import Refused, command_settings, migrated_database, out
 from runs_es.database import grants as rights
-from runs_es.settings import Settings
 
 
 def grants(
@@ -23,7 +22,7 @@ def grants(
     """
     from runs_projections.loading import load_projections
 
-    settings = Settings()
+    settings = command_settings()
     own = {each.table.name for each in load_projections(settings) if not each.table.migrated}
     with (
         migrated_database(settings) as database,

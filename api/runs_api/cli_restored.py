@@ -7,10 +7,9 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from runs_api.terminal import Refused, err, migrated_database, out, user
+from runs_api.terminal import Refused, command_settings, err, migrated_database, out, user
 from runs_es.log import restored as restores
 from runs_es.log.numbers import MAX_EPOCH
-from runs_es.settings import Settings
 
 
 def restored(
@@ -30,7 +29,7 @@ def restored(
 
     Every thread's numbers go on 2^32 later, and writers are let in again. Killed, call it again: it goes on.
     """
-    settings = Settings()
+    settings = command_settings()
     with migrated_database(settings) as database, restores.connect(database.url, settings.db_schema) as connection:
         before = restores.state_of(connection)
         count = restores.threads_left(connection, before)
@@ -56,7 +55,7 @@ def restored(
 
 def not_lost() -> None:
     """Say that nothing was lost, after a planned failover, a move or an upgrade: writers are let in again."""
-    settings = Settings()
+    settings = command_settings()
     with migrated_database(settings) as database, restores.connect(database.url, settings.db_schema) as connection:
         before = restores.state_of(connection)
         try:

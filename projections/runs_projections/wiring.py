@@ -123,7 +123,9 @@ class Store:
         projector.start()
         self._exit.callback(projector.close)
         self.projector = projector
-        self.runs = ProjectedRuns(self.log, projector, wait=settings.list_wait_seconds)
+        self.runs = ProjectedRuns(
+            self.log, projector, wait=settings.list_wait_seconds, kwargs_bytes=settings.list_kwargs_bytes
+        )
         self.events = ProjectedEvents(self.log, projector, wait=settings.list_wait_seconds)
         self.threads = ProjectedThreads(self.log, projector, wait=settings.list_wait_seconds)
         self.usage = ProjectedUsage(self.log, projector, wait=settings.list_wait_seconds, prices=settings.prices)
@@ -226,7 +228,10 @@ class Store:
         from runs_es.webhooks.state_left import open_state_left
         from runs_projections.shown_state import AssistantStates, ShownState
 
-        registry = GraphRegistry.from_config(config) if config is not None else GraphRegistry.demo()
+        if config is not None:
+            registry = GraphRegistry.from_config(config, open_seconds=self.settings.graph_open_seconds)
+        else:
+            registry = GraphRegistry.demo()
         registry.add_external(self.settings.external_names)
         registry.load_all()
         url, schema = self.database.url, self.settings.db_schema
@@ -237,7 +242,7 @@ class Store:
         self._restore = CheckpointRollback(self.log.reader, schema).restore
         self._open_state = partial(open_state_left, registry, url, schema)
         self.registry = registry
-        graphs = GraphStateReader(registry, self._checkpoints)
+        graphs = GraphStateReader(registry, self._checkpoints, show_errors=self.settings.show_errors != "never")
         self.state = AssistantStates(registry, graphs, ShownState(self.log.reader, self._threads))
 
         @asynccontextmanager
