@@ -272,7 +272,7 @@ class ProjectedEvents:
 
     def _refuse_lost(self, thread_id: str, after_seq: int | None) -> None:
         """A cursor of a lost history would pass over what this one has since, and never tell."""
-        if after_seq and self._history.epoch and self._reader.is_of_lost_history(thread_id, after_seq):
+        if after_seq and self._history.epoch != 0 and self._reader.is_of_lost_history(thread_id, after_seq):
             raise CursorLost(after_seq)
 
     def _may_list(self, query: ListRunMessagesQuery) -> bool:

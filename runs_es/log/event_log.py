@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 
-from runs_es.domain import Fact, LimitExceeded, Provenance
+from runs_es.domain import Fact, LimitExceeded, Provenance, StoreUnavailable
 from runs_es.log import restored
 from runs_es.log.append import ANONYMOUS, PAGE_TOPIC, Append, Appended, FactItem, PageItem
 from runs_es.log.hints import Hints
@@ -141,8 +141,11 @@ class EventLog:
             _guarded(listener, hints)
 
     def _look_at_history(self) -> None:
-        with self.reader.connection() as connection:
-            self.history.look(connection)
+        try:
+            with self.reader.connection() as connection:
+                self.history.look(connection)
+        except StoreUnavailable:
+            return  # looked at again in a second, and by the writer before it appends
 
     def _poll(self) -> None:
         for listener in self._on_poll:

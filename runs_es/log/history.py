@@ -130,7 +130,8 @@ class HistoryGuard:
         self._raising: threading.Thread | None = None
         self.generation = 0
         """Grows when what is in memory may be of another history. Who decides on such a thing states it."""
-        self.epoch = 0
+        self.epoch: int | None = None
+        """How many epochs the numbers have been taken up; None until this process has looked."""
         self.refusal: str | None = None
         """Why nothing may be written; None when all is well."""
 

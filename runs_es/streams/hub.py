@@ -149,8 +149,8 @@ class Hub:
 
     @property
     def was_restored(self) -> bool:
-        """Whether there are numbers that only a lost history can have given out."""
-        return self._log.history.epoch > 0
+        """Whether there may be numbers that only a lost history can have given out."""
+        return self._log.history.epoch != 0
 
     def _forget(self) -> None:
         for channel in self._snapshot():
