@@ -96,6 +96,11 @@ class Settings(BaseSettings):
         description="pause after an error that may pass; doubled each time, up to half off at random",
     )
     retry_max_seconds: float = Field(60.0, gt=0, le=86400, description="longest such pause")
+    on_new_history: Literal["refuse", "restored", "not-lost"] = Field(
+        "refuse",
+        description="where the log is not the one written last, restored or failed over: wait for `runs-es restored` "
+        "or `runs-es not-lost` (`refuse`), or take it for what this says",
+    )
     append_wait_seconds: float = Field(
         2.0,
         ge=0.1,

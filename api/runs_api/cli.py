@@ -1,5 +1,5 @@
-"""The command line: `serve | work | migrate | rebuild | projections | webhooks | check | history | diff | tail`, and
-`retain | erase`.
+"""The command line: `serve | work | migrate | grants | restored | not-lost | rebuild | projections | webhooks | check |
+history | diff | tail`, and `retain | erase`.
 
 What can be expected to go wrong is answered with one sentence that says what to do, and exit code 1 (2 for a wrong
 command line); a traceback here is a mistake of ours. Nothing is imported here that a list of commands can do without.
@@ -29,6 +29,18 @@ COMMANDS = {
         "Execute runs in this process, without an HTTP server, until SIGTERM or Ctrl+C.",
     ),
     "migrate": ("runs_api.cli_migrate:migrate", "Bring the database to what this version needs."),
+    "grants": (
+        "runs_api.cli_grants:grants",
+        "Print, as SQL, exactly what ROLE needs to serve and work; with --apply, grant it as the tables' owner.",
+    ),
+    "restored": (
+        "runs_api.cli_restored:restored",
+        "Say that the database was restored, or failed over with a loss: clients of what is lost get a gap.",
+    ),
+    "not-lost": (
+        "runs_api.cli_restored:not_lost",
+        "Say that nothing was lost, after a planned failover, a move or an upgrade: writers are let in again.",
+    ),
     "rebuild": (
         "runs_api.cli_rebuild:rebuild",
         "Make read models again from the log, while the service runs; or verify that they are what the log says.",

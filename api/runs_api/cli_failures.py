@@ -29,6 +29,8 @@ def in_words(error: Exception) -> tuple[str, int] | None:
             return described(error), 2
         case UnknownTopic():
             return f"{error}: a newer version wrote this log; run that one, or upgrade", 1
+        case psycopg.errors.InsufficientPrivilege():
+            return f"{str(error).splitlines()[0].strip()}: run this as the role that owns the tables", 1
         case psycopg.Error():
             return f"The database failed: {str(error).strip()}", 1
         case ModuleNotFoundError() if (error.name or "").partition(".")[0] in ("langgraph", "langchain_core"):

@@ -21,6 +21,7 @@ from runs_es.domain import (
     RunFailed,
     RunRequeued,
     RunStarted,
+    ThreadRestored,
 )
 from runs_es.log import codec
 from runs_es.log.reader import LogReader
@@ -84,6 +85,8 @@ def _detail(fact: Fact, for_operator: bool) -> str:
             return f"{fact.status}: {fact.error_type}: {fact.error if for_operator else fact.shown_error}"
         case RunCancelRequested() | RunCancelled():
             return fact.action.value
+        case ThreadRestored():
+            return f"{fact.numbers} numbers of a lost history are passed over"
         case MessageRecorded():
             return f"{fact.event_type}: {_text(fact.content)}"
         case MessageRemoved():

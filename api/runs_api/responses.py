@@ -169,6 +169,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"model": Error, "description": "No user is named, where RUNS_ES_USER_HEADER asks for one"},
     404: {"model": Error, "description": "Not there, or another user's"},
     409: {"model": Error, "description": "There already, or busy"},
+    410: {"model": Error, "description": "A seq of a history that was lost when the database was restored"},
     415: {"model": Error, "description": "The body is not sent as JSON"},
     422: {"model": Error, "description": "Refused; the text names the field"},
     503: {"model": Error, "description": "Try again after `Retry-After` seconds"},

@@ -27,6 +27,7 @@ from runs_es.domain import (
 from runs_es.domain.facts import MAX_EVENT_TYPE
 from runs_es.log import codec
 from runs_es.log.append import PAGE_TOPIC
+from runs_es.log.numbers import FIRST, first_of
 from runs_es.log.pages import data_of, event_of
 from runs_es.log.reader import FACT_COLUMNS as FACT_COLUMNS
 from runs_es.log.reader import KeyPageGone, LogReader, Row, recorded
@@ -144,14 +145,19 @@ def _events(reader: LogReader, rows: _Range, wanted: EventTypes, ascending: bool
     while True:
         chunk = _read(reader, _Range(rows.thread_id, rows.run_id, after, before, rows.pages), ascending)
         for row in chunk:
-            events = _page_events(reader, row, rows, wanted) if row.topic == PAGE_TOPIC else _fact_events(row, wanted)
+            if row.topic == PAGE_TOPIC:
+                events = _page_events(reader, row, rows, wanted)
+            elif before is not None and row.seq >= before:
+                continue  # it covers the cursor, and its event lies at its end
+            else:
+                events = _fact_events(row, wanted)
             yield from events if ascending else reversed(list(events))
         if len(chunk) < _CHUNK:
             return
         if ascending:
             after = chunk[-1].seq
         else:
-            before = chunk[-1].seq - chunk[-1].n + 1
+            before = first_of(chunk[-1].seq, chunk[-1].n, chunk[-1].topic)
 
 
 def _read(reader: LogReader, rows: _Range, ascending: bool) -> list[Any]:
@@ -161,7 +167,7 @@ def _read(reader: LogReader, rows: _Range, ascending: bool) -> list[Any]:
         # One row may begin before the cursor and end behind it.
         bounds += (
             " and seq <= coalesce((select e.seq from events e where e.thread_id = %(thread)s and e.seq >= %(before)s"
-            " order by e.seq limit 1), 9223372036854775807) and seq - n + 1 < %(before)s"
+            f" order by e.seq limit 1), 9223372036854775807) and {FIRST} < %(before)s"
         )
     order = f"order by seq {'asc' if ascending else 'desc'} limit {_CHUNK}"
     parameters = {"thread": rows.thread_id, "after": rows.after, "before": rows.before, "run": rows.run_id}

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from runs_es.domain import MessageRecorded, Recorded, ThreadNotFound
+from runs_es.domain import CursorLost, MessageRecorded, Recorded, ThreadNotFound
 from runs_es.domain.values import checked_time
 from runs_es.log.reader import CONTENT_TOPICS, FACT_COLUMNS, LogReader, recorded
 from runs_es.service.commands import ListRunMessagesQuery
@@ -52,7 +52,8 @@ class Past:
     def seq_at(self, thread_id: str, moment: AsOf) -> int:
         """The seq that a moment means: for a time, that of the last fact recorded by then, 0 where there is none.
 
-        Raises ThreadNotFound, and ValueError for a seq that has not been reached: its answer would still change.
+        Raises ThreadNotFound, ValueError for a seq that has not been reached, whose answer would still change, and
+        CursorLost for one that a restore has passed over.
         """
         head = self._reader.head(thread_id)
         if head is None:
@@ -60,6 +61,8 @@ class Past:
         if moment.seq is not None:
             if moment.seq > head.seq:
                 raise ValueError(f"as_of is {moment.seq}, but the thread has only come to seq {head.seq}")
+            if moment.seq and self._reader.is_of_lost_history(thread_id, moment.seq):
+                raise CursorLost(moment.seq)
             return moment.seq
         with self._reader.connection() as connection:
             # `recorded_at` never falls as seq rises.

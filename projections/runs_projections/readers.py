@@ -12,6 +12,7 @@ from typing import Any
 
 from runs_es.domain import (
     TERMINAL_TOPICS,
+    CursorLost,
     Fact,
     Provenance,
     Run,
@@ -216,6 +217,7 @@ class ProjectedEvents:
 
     def __init__(self, log: EventLog, waiter: Waiter | None = None, *, wait: float = _WAIT) -> None:
         self._reader = log.reader
+        self._history = log.history
         self._decisions = Decisions(log, kept_threads=64)
         self._table = TrackedTable(log.reader, MESSAGES, waiter or TrackingPoll(log.reader), wait)
         self._threads = ProjectedThreads(log, waiter, wait=wait)
@@ -261,11 +263,17 @@ class ProjectedEvents:
                 gone.add(fact.run_id)
 
     def list_messages_by_run(self, query: ListRunMessagesQuery) -> Listed[RunMessageView]:
-        """One entry a message id, at the seq of its newest version, ascending."""
+        """One entry a message id, at the seq of its newest version, ascending. Raises CursorLost."""
+        self._refuse_lost(query.thread_id, query.after_seq)
         needed = self._reader.last_position(query.thread_id)
         if not self._may_list(query):
             return Listed((), current=True, position=needed)
         return list_messages(self._table, query, needed)
+
+    def _refuse_lost(self, thread_id: str, after_seq: int | None) -> None:
+        """A cursor of a lost history would pass over what this one has since, and never tell."""
+        if after_seq and self._history.epoch != 0 and self._reader.is_of_lost_history(thread_id, after_seq):
+            raise CursorLost(after_seq)
 
     def _may_list(self, query: ListRunMessagesQuery) -> bool:
         if query.user_id is None:
@@ -285,7 +293,11 @@ class ProjectedEvents:
         limit: int = 500,
         types: Sequence[str] | None = None,
     ) -> Listed[StoredRunEvent]:
-        """Facts and frames, ascending; `run_id` None: of the whole thread. `types` are event types or categories."""
+        """Facts and frames, ascending; `run_id` None: of the whole thread. `types` are event types or categories.
+
+        Raises CursorLost.
+        """
+        self._refuse_lost(thread_id, after_seq)
         position = self._reader.last_position(thread_id)
         found = list_events(
             self._reader,

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from runs_es.database import open_database
-from runs_es.database.migrate import migrate
+from runs_es.database.migrate import bring_up_to_date
 from runs_es.database.server_check import patiently
 from runs_es.execution.agent_threads import IsQuick
 from runs_es.execution.external import Arrivals, ExternalAssistants, ExternalRuns, LeaseSweep
@@ -104,7 +104,7 @@ class Store:
         settings = self.settings
         self.database = self._exit.enter_context(open_database(settings))
         self.migrated = patiently(
-            lambda: migrate(self.database.url, settings.db_schema), settings.database_start_seconds
+            lambda: bring_up_to_date(self.database.url, settings.db_schema), settings.database_start_seconds
         )
         self.log = self._exit.enter_context(
             EventLog(
@@ -115,6 +115,7 @@ class Store:
                 key_bytes=settings.key_bytes,
                 lock_seconds=settings.append_wait_seconds,
                 wait_seconds=settings.database_wait_seconds,
+                on_new_history=settings.on_new_history,
             )
         )
         retention = RetentionTimer(self.log, settings)

@@ -109,6 +109,30 @@ def migrate(url: str, schema: str, folder: Path | None = None) -> list[str]:
         return applied
 
 
+def bring_up_to_date(url: str, schema: str) -> list[str]:
+    """As `migrate`, by a role that may own nothing: where nothing is to be applied, nothing is tried."""
+    try:
+        missing = pending(url, schema)
+    except DatabaseUnavailable as error:
+        if not isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
+            raise
+        detail = error.__cause__.diag.message_primary
+        raise DatabaseUnavailable(
+            f"The role may not read {schema} ({detail}): run `runs-es grants ROLE --apply` as the owner"
+        ) from error
+    if not missing:
+        return []
+    try:
+        return migrate(url, schema)
+    except DatabaseUnavailable as error:
+        if not isinstance(error.__cause__, psycopg.errors.InsufficientPrivilege):
+            raise
+        raise DatabaseUnavailable(
+            f"The database lacks {', '.join(missing)}, and this role may not change it "
+            f"({error.__cause__.diag.message_primary}): run `runs-es migrate` as the owner"
+        ) from error
+
+
 def pending(url: str, schema: str, folder: Path | None = None) -> list[str]:
     """The names that `migrate` would apply, changing nothing; refuses what `migrate` refuses."""
     own = steps(folder)

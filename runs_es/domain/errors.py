@@ -11,6 +11,7 @@ RunDomainError
 ├ LeaseLost                   a worker's write was refused: the run is somebody else's, or cancelled
 ├ LimitExceeded               a limit that has a number and a setting
 ├ BadSequence                 a Last-Event-ID that is no sequence number
+├ CursorLost                  a sequence number of a history that a restore of the database has lost
 ├ UnknownTopic                a stored event that this version does not know
 └ StoreUnavailable            the database does not answer
 ```
@@ -100,6 +101,16 @@ class FramesGone(RunDomainError):
 
 class BadSequence(RunDomainError):
     """A Last-Event-ID that is no sequence number."""
+
+
+class CursorLost(RunDomainError, ValueError):
+    """A sequence number that only a history lost by a restore of the database can have given out."""
+
+    def __init__(self, seq: int) -> None:
+        super().__init__(
+            f"seq {seq} is of a history that was lost when the database was restored: read again from the start"
+        )
+        self.seq = seq
 
 
 class UnknownTopic(RunDomainError):

@@ -112,6 +112,23 @@ class ThreadErased(Fact):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ThreadRestored(Fact):
+    """The store was restored: what the thread had beyond the seq before this fact's numbers is lost.
+
+    The fact covers `numbers` numbers, which end with its own seq, so that none of the lost ones is given out again.
+    `epoch` counts restores.
+    """
+
+    topic: ClassVar[str] = "thread.restored"
+    epoch: int
+    numbers: int
+
+    @property
+    def raises_fence(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunFact(Fact):
     """A fact about one run."""
 
@@ -412,6 +429,7 @@ FACT_TYPES: tuple[type[Fact], ...] = (
     ThreadUpdated,
     ThreadDeleted,
     ThreadErased,
+    ThreadRestored,
     RunCreated,
     RunClaimed,
     RunStarted,

@@ -15,6 +15,7 @@ from runs_es.domain.facts import (
     ThreadCreated,
     ThreadDeleted,
     ThreadErased,
+    ThreadRestored,
     ThreadUpdated,
 )
 from runs_es.domain.policies import MultitaskDecision, MultitaskPolicy
@@ -218,6 +219,8 @@ class Thread:
 
     def apply(self, fact: Fact) -> None:
         """Fold one recorded fact in."""
+        if isinstance(fact, ThreadRestored):
+            return  # of the store's doing: nothing happened in the thread
         match fact:
             case ThreadCreated():
                 self.exists, self.user_id = True, fact.user_id

@@ -89,6 +89,11 @@ class Attempt:
         return self.writer.fence
 
     @property
+    def is_of_lost_history(self) -> bool:
+        """Whether the log may have another history than the one that it was claimed in: its time is over."""
+        return self.writer.generation != self._log.history.generation
+
+    @property
     def claim_id(self) -> str:
         return self._claim_id
 

@@ -146,6 +146,7 @@ class Worker:
         self._lock = threading.Lock()
         self._draining = False
         log.watch(on_commit=self._committed, on_hints=self._hinted, on_poll=self._poll)
+        log.history.watch(self._disturb_all)
 
     @property
     def active(self) -> int:
@@ -309,6 +310,7 @@ class Worker:
     async def _still_ours(self, attempt: Attempt, execution: AttemptExecution) -> bool:
         """Fold again. False: the run was cancelled, and is stopped and ended. Raises LeaseLost when it is another's."""
         attempt.disturbed.clear()
+        _refuse_lost(attempt)
         thread_id = attempt.run.thread_id
         fences = await blocking(self._log.reader.fences, [thread_id])
         if fences.get(thread_id) == attempt.fence and not attempt.writer.refused:
@@ -349,6 +351,7 @@ class Worker:
                 # What it ended with cannot be stored; that is how it ended, then.
                 await self._write_end(attempt, self._failure(attempt.run, unwritable), None)
         except (WriteConflict, LeaseLost):
+            _refuse_lost(attempt)
             thread, _ = await blocking(self._decisions.look, attempt.run.thread_id)
             current = thread.claimed(attempt.run.run_id, attempt.claim_id)
             await self._end(attempt, self._cancelled if current.cancel_requested else self._refused)
@@ -443,6 +446,12 @@ class Worker:
             if attempt is not None:
                 attempt.disturb()
 
+    def _disturb_all(self) -> None:
+        with self._lock:
+            attempts = list(self._attempts.values())
+        for attempt in attempts:
+            attempt.disturb()
+
     def _poll(self) -> None:
         with self._lock:
             attempts = dict(self._attempts)
@@ -451,6 +460,12 @@ class Worker:
             for thread_id, attempt in attempts.items():
                 if fences.get(thread_id) != attempt.fence:
                     attempt.disturb()
+
+
+def _refuse_lost(attempt: Attempt) -> None:
+    """Its run is not to be ended, but taken up by the next attempt. Raises LeaseLost."""
+    if attempt.is_of_lost_history:
+        raise LeaseLost(f"run {attempt.run.run_id} was claimed in a history of the log that may be lost")
 
 
 def _raises_fence(request: Append) -> bool:

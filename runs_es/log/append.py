@@ -114,6 +114,8 @@ class Append:
     writer: Writer | None = None
     future: Future[Appended] = field(default_factory=Future)
     sealed: bool = False
+    # What its writer knew was read from the history that this process had seen then; see `HistoryGuard.generation`.
+    generation: int | None = None
 
     @property
     def idem_key(self) -> str | None:
@@ -157,19 +159,22 @@ select thread_id, head, revision, fence, frames, null::bigint, at from upd
 
 # With facts. The order matters: the gate's lock is taken before the heads' (one order for all), and `position` is
 # drawn under it, so position order is commit order. Heads are locked by thread_id, so two batches cannot deadlock.
+# A thread that is made after a restore begins above the numbers that a lost one of its id may have given out, and its
+# first row is wide (numbers.py).
 APPEND_FACTS = """
 with gate as materialized (select count(pg_advisory_xact_lock(%b::bigint)) c),
 req as materialized (
   select r.* from gate, unnest(%b::text[], %b::bigint[], %b::bigint[], %b::bigint[], %b::int[], %b::int[], %b::int[],
                                %b::int[], %b::text[], %b::bytea[])
     r(thread_id, expected, fence, frames, n, facts, fences, nframes, idem, digest)),
+epoch as materialized (select history.epoch * 4294967296 base from history),
 born as (
   insert into heads (thread_id, head, revision, fence, frames, chain)
-  select thread_id, n, facts, fences, nframes, sha256(int8send(n) || digest)
-    from req where expected = 0 order by thread_id
+  select thread_id, base + n, facts, fences, nframes, sha256(int8send(base + n) || digest)
+    from req, epoch where expected = 0 order by thread_id
   on conflict do nothing
-  returning thread_id, 0::bigint base, 0::bigint base_revision, 0::bigint base_frames, revision, fence, frames, at,
-            chain),
+  returning thread_id, (select base from epoch) base, 0::bigint base_revision, 0::bigint base_frames, revision,
+            fence, frames, at, chain),
 won as materialized (
   select s.thread_id from heads s join req r using (thread_id), (select count(*) from born) b
    where r.expected is distinct from 0 and s.revision = coalesce(r.expected, s.revision)
@@ -188,7 +193,8 @@ h as (select * from born union all select * from upd),
 ins as (
   insert into events (thread_id, seq, segment, n, run_id, topic, state, revision, position, first_frame, page_segment,
                       actor, reason, correlation_id, causation_id, idem_key, link, recorded_at)
-  select e.thread_id, h.base + e.off, case when e.fact is null then %b::int else 0 end, e.n, e.run_id, e.topic, e.state,
+  select e.thread_id, h.base + e.off, case when e.fact is null then %b::int else 0 end,
+         case when h.base > 0 and h.base_revision + e.fact = 1 then -1 else e.n end, e.run_id, e.topic, e.state,
          h.base_revision + e.fact, case when e.fact is not null then nextval('event_position') end,
          h.base_frames + e.frame, case when e.fact is not null then %b::int end,
          e.actor, e.reason, e.correlation_id, e.causation_id, e.idem, case when e.last then h.chain end, h.at

@@ -58,6 +58,7 @@ class _Fold:
     thread: Thread
     revision: int = 0
     head: Head | None = None  # as this process last saw it
+    generation: int = 0  # of the history that it was read from
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -105,6 +106,7 @@ class Decisions:
                         page_first=decision.page_first,
                         provenance=decision.provenances or self._provenances(thread_id, decision.facts, provenance),
                         idempotency_key=idempotency_key,
+                        generation=fold.generation,
                     )
                     appended = self._log.outage.result(asked, self._log.wait_seconds)
                 except WriteConflict:
@@ -150,7 +152,15 @@ class Decisions:
             return None
         return decision if decision.facts and decision.prepare is None else None
 
+    def _begin_again(self, fold: _Fold) -> None:
+        """Forget what was read from a history that may not be this one."""
+        generation = self._log.history.generation  # before anything is read: what changes it meanwhile is refused
+        if fold.generation != generation:
+            fold.thread, fold.revision, fold.head = Thread(fold.thread.thread_id), 0, None
+            fold.generation = generation
+
     def _refresh(self, fold: _Fold) -> None:
+        self._begin_again(fold)
         head, facts = self._log.reader.lifecycle(fold.thread.thread_id, fold.revision)
         fold.head = head
         if head is not None:
@@ -161,9 +171,12 @@ class Decisions:
     @contextmanager
     def _fold(self, thread_id: str) -> Iterator[_Fold]:
         with self._lock:
-            fold = self._folds.pop(thread_id, None) or _Fold(Thread(thread_id))
+            fold = self._folds.pop(thread_id, None)
+            if fold is None:
+                fold = _Fold(Thread(thread_id), generation=self._log.history.generation)
             self._folds[thread_id] = fold
             while len(self._folds) > self._kept:
                 self._folds.popitem(last=False)
         with fold.lock:
+            self._begin_again(fold)
             yield fold

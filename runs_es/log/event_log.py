@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 
 from runs_es.database.outage import outage_of
 from runs_es.database.reporting import report
 from runs_es.database.sessions import WAIT_SECONDS
-from runs_es.domain import Fact, LimitExceeded, Provenance
+from runs_es.domain import Fact, LimitExceeded, Provenance, StoreUnavailable
+from runs_es.log import restored
 from runs_es.log.append import ANONYMOUS, PAGE_TOPIC, Append, Appended, FactItem, PageItem
 from runs_es.log.hints import Hints
+from runs_es.log.history import HistoryGuard
 from runs_es.log.pages import KEY_BYTES
 from runs_es.log.reader import LogReader, Row
 from runs_es.log.writer import LOCK_SECONDS, LogWriter
@@ -38,6 +41,7 @@ class EventLog:
         key_bytes: int = KEY_BYTES,
         lock_seconds: float = LOCK_SECONDS,
         wait_seconds: float = WAIT_SECONDS,
+        on_new_history: str = "refuse",
     ) -> None:
         self.url = url
         self.schema = schema
@@ -46,9 +50,18 @@ class EventLog:
         self.max_event_bytes = max_event_bytes
         self._on_commit: list[OnCommit] = []
         self._on_hints: list[OnHints] = []
-        self._on_poll: list[Callable[[], None]] = []
+        self._on_poll: list[Callable[[], None]] = [self._look_at_history]
+        self.history = HistoryGuard(on_new_history, partial(restored.restore_in_doubt, url, schema))
         self.reader = LogReader(url, schema, pool_size=pool_size, timeout=wait_seconds, key_bytes=key_bytes)
-        self.writer = LogWriter(url, schema, self._committed, key_bytes=key_bytes, lock_seconds=lock_seconds)
+        self.history.watch(self.reader.forget)
+        self.writer = LogWriter(
+            url,
+            schema,
+            self._committed,
+            key_bytes=key_bytes,
+            lock_seconds=lock_seconds,
+            history=self.history,
+        )
         self._hints = Hints(url, schema, self._hinted, self._poll)
 
     def close(self) -> None:
@@ -90,12 +103,13 @@ class EventLog:
         page_first: bool = False,
         provenance: Provenance | Sequence[Provenance] = ANONYMOUS,
         idempotency_key: str | None = None,
+        generation: int | None = None,
     ) -> Future[Appended]:
         """Append a command's facts, and behind or before them a `page` (run id, bodies), if the revision is `expected`.
 
         The future fails with WriteConflict where it is not. With an `idempotency_key` seen before in the thread the
-        first result comes back. Who and why are of all facts, or one each. Raises LimitExceeded for a fact that is too
-        large.
+        first result comes back. Who and why are of all facts, or one each. `generation` is that of `history` when the
+        revision was read. Raises LimitExceeded for a fact that is too large.
         """
         who = [provenance] * len(facts) if isinstance(provenance, Provenance) else provenance
         items: list[FactItem | PageItem] = [
@@ -104,7 +118,9 @@ class EventLog:
         ]
         if page is not None:
             items.insert(0 if page_first else len(items), PageItem(*page))
-        return self.writer.submit(Append(thread_id, items, expected=expected, fence=fence, frames=frames))
+        return self.writer.submit(
+            Append(thread_id, items, expected=expected, fence=fence, frames=frames, generation=generation)
+        )
 
     def item(self, fact: Fact, provenance: Provenance = ANONYMOUS, idem_key: str | None = None) -> FactItem:
         """A fact ready to append. Raises LimitExceeded when it is too large, ValueError for text nobody can store."""
@@ -129,6 +145,13 @@ class EventLog:
     def _hinted(self, hints: Mapping[str, int]) -> None:
         for listener in self._on_hints:
             _guarded(listener, hints)
+
+    def _look_at_history(self) -> None:
+        try:
+            with self.reader.connection() as connection:
+                self.history.look(connection)
+        except StoreUnavailable:
+            return  # looked at again in a second, and by the writer before it appends
 
     def _poll(self) -> None:
         for listener in self._on_poll:

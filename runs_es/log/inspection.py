@@ -21,6 +21,8 @@ from psycopg.rows import TupleRow
 from runs_es.domain import TERMINAL_TOPICS
 from runs_es.log import codec, segments
 from runs_es.log.append import PAGE_TOPIC
+from runs_es.log.history import StateQuery
+from runs_es.log.numbers import RESTORED, WIDE, first_of
 
 _UNIQUE = ("events_pkey", "events_facts_position", "events_facts_revision", "events_facts_idem_key", "heads_pkey")
 
@@ -49,7 +51,7 @@ class Entry(NamedTuple):
 
     @property
     def first(self) -> int:
-        return self.seq - self.n + 1
+        return first_of(self.seq, self.n, self.topic)
 
     @property
     def pages_in(self) -> int | None:
@@ -114,12 +116,14 @@ class ThreadInspection:
         self._frames: int | None = 0  # frames before the next page, where that is known
         self._at: Any = None
         self._ended: set[str] = set()
+        self._restores = 0
 
     def feed(self, entry: Entry) -> None:
         """The next row."""
         if entry.topic == "thread.erased":
             self._begin_again(entry)  # what is left of anything before it is being deleted, or is
         self._check_seq(entry)
+        self._restores += entry.topic == RESTORED
         if entry.segment == 0:
             self._check_fact(entry)
         else:
@@ -138,7 +142,9 @@ class ThreadInspection:
             self._found("heads equal rows", f"the head counts {head.revision} facts, the last one is {self._revision}")
         if head.head < last:
             self._found("heads equal rows", f"the head is at seq {head.head}, the last event at {last}")
-        if head.head != head.revision + head.frames:
+        # A restore is a fact that covers numbers; a thread that was made after one begins above others. Both come in
+        # whole epochs.
+        if (head.head - head.revision - head.frames + self._restores) % WIDE:
             self._found(
                 "heads equal rows",
                 f"{head.revision} facts and {head.frames} frames do not make seq {head.head}",
@@ -230,6 +236,7 @@ def inspect_log(connection: Connection[TupleRow], on_progress: OnProgress | None
             on_progress(report.threads)
     _check_guards(connection, report.findings)
     _check_heads(connection, report.findings)
+    _check_history(connection, report.findings)
     _check_positions(connection, report.findings)
     report.seconds = time.monotonic() - begun
     return report
@@ -348,6 +355,20 @@ def _check_heads(connection: Connection[TupleRow], findings: Findings) -> None:
         if len(rows) < _ROWS:
             return
         after = rows[-1][0]
+
+
+def _check_history(connection: Connection[TupleRow], findings: Findings) -> None:
+    """The log may be written to, and every thread has been raised as often as the store was restored."""
+    state = StateQuery().read(connection)
+    if state.doubt is not None:
+        findings.add(Finding("history is known", "table history", f"nothing is written: {state.doubt}"))
+    elif (where := state.written_at.difference(state.place)) is not None:
+        detail = f"the next writer will find another place ({where}): `runs-es restored`, or `runs-es not-lost`"
+        findings.add(Finding("history is known", "table history", detail))
+    row = connection.execute("select count(*) from heads where head <= %s", (state.epoch * WIDE,)).fetchone()
+    if row is not None and row[0]:
+        detail = f"{row[0]:,} threads are below the numbers of epoch {state.epoch}: `runs-es restored` goes on"
+        findings.add(Finding("history is known", "table heads", detail))
 
 
 def _check_positions(connection: Connection[TupleRow], findings: Findings) -> None:

@@ -10,7 +10,8 @@ from runs_es.log.pages import KeyPage
 
 
 class KeyCache:
-    """Key pages by thread and seq, the least recently used go first. A seq is never used again, so none is ever stale.
+    """Key pages by thread and seq, the least recently used go first. A seq is never used again in one history, and
+    `clear` is called at another, so none is ever stale.
     Safe between threads.
     """
 
@@ -24,6 +25,12 @@ class KeyCache:
     def size(self) -> int:
         """Bytes held in memory."""
         return self._size
+
+    def clear(self) -> None:
+        """Let go of all of them."""
+        with self._lock:
+            self._pages.clear()
+            self._size = 0
 
     def get(self, thread_id: str, seqs: Collection[int]) -> dict[int, KeyPage]:
         """Those of a thread's key pages that are here."""

@@ -104,6 +104,9 @@ class FactRecorder(PostgresApplicationRecorder):
             cursor.execute(self._path)
             cursor.execute("set local idle_in_transaction_session_timeout to '5s'")
             cursor.execute("set local lock_timeout to '5s'")
+            refused = cursor.execute("select doubt from history where doubt is not null or not is_raised").fetchone()
+            if refused is not None:
+                raise OperationalError(f"nothing is written until `runs-es restored` or `not-lost`: {refused[0]}")
             segment = cursor.execute("select max(segment) from segments").fetchone()
             assert segment is not None
             parameters = append.fact_parameters(requests, segment[0], self._lock_key)

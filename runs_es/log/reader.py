@@ -20,6 +20,7 @@ from runs_es.domain import TERMINAL_TOPICS, Fact, Provenance, Recorded, StoreUna
 from runs_es.log import codec, session
 from runs_es.log.append import ANONYMOUS, PAGE_TOPIC
 from runs_es.log.key_cache import KeyCache
+from runs_es.log.numbers import FIRST, first_of
 from runs_es.log.pages import KEY_BYTES, RAW, KeyPage, decode_page, key_of, only_body, rendered
 
 FACT_COLUMNS = (
@@ -72,6 +73,7 @@ class Row:
     key: KeyPage | None = None
     recorded_at: str = ""
     provenance: Provenance = ANONYMOUS
+    is_wide: bool = False  # it covers numbers that this history never gave out
     # Made when first asked for: a row in the ring is asked by each of its subscribers.
     _bodies: list[bytes] | None = None
     _frames: list[bytes] | None = None
@@ -242,7 +244,16 @@ class LogReader:
         seqs = {seq for seq in needed if seq is not None}
         keys = self._key_pages(connection, thread_id, seqs, rows) if seqs else {}
         return [
-            Row(last - n + 1, last, run_id, topic, state, ff, None if key is None else keys[key])
+            Row(
+                first_of(last, n, topic),
+                last,
+                run_id,
+                topic,
+                state,
+                ff,
+                None if key is None else keys[key],
+                is_wide=n < 0,
+            )
             for (last, n, run_id, topic, state, ff), key in zip(rows, needed, strict=True)
         ]
 
@@ -269,6 +280,20 @@ class LogReader:
             return decode_page(state)
         with self.connection() as connection:
             return decode_page(state, self._key_pages(connection, thread_id, {seq})[seq])
+
+    def is_of_lost_history(self, thread_id: str, seq: int) -> bool:
+        """Whether `seq` is a number that only a history lost by a restore can have given out."""
+        with self.connection() as connection:
+            row = connection.execute(
+                f"select n < 0 and {FIRST} <= %(s)s from events_facts"
+                " where thread_id = %(t)s and seq > %(s)s order by seq limit 1",
+                {"t": thread_id, "s": seq},
+            ).fetchone()
+        return row == (True,)
+
+    def forget(self) -> None:
+        """Let go of key pages: what is stored may have another history by now."""
+        self._keys.clear()
 
     def head(self, thread_id: str) -> Head | None:
         with self.connection() as connection:

@@ -51,6 +51,8 @@ def what_is_missing(log: EventLog, seconds: float = SECONDS) -> list[str]:
     """
     if (reason := log.outage.reason) is not None:
         return [f"the database does not answer: {reason}"]
+    if (refusal := log.history.refusal) is not None:
+        return [refusal]
     deadline = time.monotonic() + seconds
     found: list[str] = []
     try:

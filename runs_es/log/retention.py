@@ -29,6 +29,7 @@ from runs_es.domain import (
     Thread,
     ThreadErased,
     ThreadNotFound,
+    ThreadRestored,
     now,
 )
 from runs_es.log import codec, segments, session
@@ -293,6 +294,13 @@ class RetentionTimer:
         while not self._closing.is_set():
             try:
                 self._round()
+            except psycopg.errors.InsufficientPrivilege as error:
+                logger.warning(
+                    "this role may not drop what is no longer to be kept (%s): let the owner of the tables run "
+                    "`runs-es retain` every hour; this process leaves it to him",
+                    error.diag.message_primary,
+                )
+                return
             except psycopg.errors.LockNotAvailable:
                 logger.info("retention is held up by a long reader of the log; goes on in %g s", self._interval)
             except Exception as error:  # noqa: BLE001  (reported)
@@ -412,6 +420,7 @@ class Erasable:
 
 def erasable(log: EventLog, thread_id: str, *, force: bool = False) -> Erasable:
     """Count what `erase_thread` would delete, and refuse what it refuses. Changes nothing."""
+    _check_may_delete(log)
     head, facts = log.reader.lifecycle(thread_id)
     thread = Thread.fold(thread_id, (each.fact for each in facts))
     _check_erasable(thread, head.revision if head is not None else 0, force)
@@ -419,8 +428,8 @@ def erasable(log: EventLog, thread_id: str, *, force: bool = False) -> Erasable:
         row = connection.execute(
             "select count(distinct run_id), count(*) filter (where topic <> %(page)s),"
             " count(*) filter (where topic = %(page)s)"
-            " from events where thread_id = %(thread)s and topic <> %(erased)s",
-            {"thread": thread_id, "page": PAGE_TOPIC, "erased": ThreadErased.topic},
+            " from events where thread_id = %(thread)s and topic <> all(%(kept)s)",
+            {"thread": thread_id, "page": PAGE_TOPIC, "kept": [ThreadErased.topic, ThreadRestored.topic]},
         ).fetchone()
     assert row is not None
     return Erasable(runs=row[0], active=len(thread.active), facts=row[1], pages=row[2])
@@ -439,15 +448,16 @@ def erase_thread(log: EventLog, thread_id: str, *, provenance: Provenance, force
     """Delete all that is known of a thread but its head row and a `thread.erased` fact that says who and why.
 
     The fact comes first: it shuts out every writer, and projections apply it. Killed in between, call it again. Raises
-    ThreadNotFound, and ConflictError while a run is active, unless `force` ends it.
+    ThreadNotFound, ConflictError while a run is active, unless `force` ends it, and psycopg's InsufficientPrivilege.
     """
+    _check_may_delete(log)
 
     def decide(thread: Thread, head: Head) -> Decision:
         _check_erasable(thread, head.revision, force)
         last = _last_erasure(log, thread_id)
         if last is not None and last[0] == head.revision:
             return Decision(())  # only the deletion is to be done
-        erased = ThreadErased(thread_id=thread_id, occurred_at=now(), events=head.seq)
+        erased = ThreadErased(thread_id=thread_id, occurred_at=now(), events=head.revision + head.frames)
         return Decision([*_endings(thread), erased])
 
     Decisions(log).make(thread_id, decide, provenance=provenance)
@@ -456,12 +466,21 @@ def erase_thread(log: EventLog, thread_id: str, *, provenance: Provenance, force
     _, seq, position = last
     with session.connect(log.url, log.schema, "erasure") as connection, connection.transaction():
         connection.execute("set local runs_es.maintenance = 'erase'")
-        # By seq, not all there is: the id may have been created again meanwhile. Earlier erasures stay on record.
+        # By seq, not all there is: the id may have been created again meanwhile. Earlier erasures stay on record, and
+        # restores too, which tell lost numbers and nothing of the thread.
         deleted = connection.execute(
-            "delete from events where thread_id = %s and seq < %s and topic <> %s",
-            (thread_id, seq, ThreadErased.topic),
+            "delete from events where thread_id = %s and seq < %s and topic <> all(%s)",
+            (thread_id, seq, [ThreadErased.topic, ThreadRestored.topic]),
         )
     return Erased(seq, position, deleted.rowcount)
+
+
+def _check_may_delete(log: EventLog) -> None:
+    """Before the fact is written: a role that may only append must not leave an erasure half done."""
+    with log.reader.connection() as connection:
+        row = connection.execute("select has_table_privilege('events', 'delete'), current_user").fetchone()
+    if row is not None and not row[0]:
+        raise psycopg.errors.InsufficientPrivilege(f"role {row[1]} may not delete from the log")
 
 
 def _last_erasure(log: EventLog, thread_id: str) -> tuple[int, int, int] | None:

@@ -37,6 +37,7 @@ class RunWriter:
         self.run_id = run_id
         self.fence = fence
         self.refused = False
+        self.generation = log.history.generation
         self._queued = 0  # bytes ever; changed under the log's lock
         self._settled = 0  # bytes ever; changed in the log's thread
         self._ended = False
@@ -100,7 +101,14 @@ class RunWriter:
         if self._ended:
             raise LeaseLost(f"run {self.run_id} has ended")
         if self._open is None or self._open.sealed or self._open_bytes >= MAX_PAGE_BYTES:
-            self._open = Append(self.thread_id, [], fence=self.fence, frames=self._frames, writer=self)
+            self._open = Append(
+                self.thread_id,
+                [],
+                fence=self.fence,
+                frames=self._frames,
+                writer=self,
+                generation=self.generation,
+            )
             self._open_bytes = 0
         return self._open
 

@@ -41,6 +41,7 @@ from runs_es.log import append, session
 from runs_es.log.append import Append, Appended
 from runs_es.log.deltas import Deltas
 from runs_es.log.frozen import cut_frozen_writers
+from runs_es.log.history import HistoryGuard
 from runs_es.log.landed import landed_before, size
 from runs_es.log.pages import KEY_BYTES
 from runs_es.log.parked import NO_ROOM, Parked
@@ -86,7 +87,11 @@ class LogWriter:
         reconnect_seconds: float = 30.0,
         lock_seconds: float = LOCK_SECONDS,
         key_bytes: int = KEY_BYTES,
+        history: HistoryGuard | None = None,
     ) -> None:
+        self.history = history or HistoryGuard()
+        self._generation = self.history.generation  # of the connection, and of what is in `_deltas`
+        self._key_bytes = key_bytes
         self._url = url
         self._schema = schema
         self._on_commit = on_commit
@@ -132,6 +137,8 @@ class LogWriter:
         """As `submit`, by a caller that holds `lock`."""
         if self._closing:
             raise StoreUnavailable("the store is closing")
+        if request.generation is None:
+            request.generation = self.history.generation
         if not (self._parked and self._parked.joins(request)):
             self._queue(request)
         return request.future
@@ -231,6 +238,8 @@ class LogWriter:
     def _commit_or_refuse(self, batch: list[Append]) -> None:
         try:
             self._commit(batch)
+        except StoreUnavailable as error:
+            self._refuse(batch, error)
         except Exception as error:  # noqa: BLE001  (reported)
             report(logger, error, "appending failed")
             self._refuse(batch, StoreUnavailable(f"appending failed: {error}"))
@@ -291,6 +300,8 @@ class LogWriter:
         """One request's trouble stays its own."""
         try:
             self._commit_alone(request, in_doubt=in_doubt)
+        except StoreUnavailable as error:
+            self._refuse([request], error)
         except Exception as error:  # noqa: BLE001  (reported)
             report(logger, error, "a request could not be appended")
             self._refuse([request], StoreUnavailable(f"this cannot be appended: {error}"))
@@ -360,7 +371,10 @@ class LogWriter:
 
     def _execute(self, batch: list[Append]) -> dict[str, Appended]:
         """Send a batch of one kind, pages or not; what won, by thread."""
-        connection = self._connection or self._connect()
+        connection = self._current_connection()
+        batch = [request for request in batch if request.generation == self._generation]
+        if not batch:
+            return {}
         self._deltas.encode(batch, self._segment)  # here and not under the lock, which every publisher needs
         parameters: tuple[object, ...] | dict[str, object]
         if batch[0].is_page:
@@ -391,6 +405,7 @@ class LogWriter:
                 others.append(request)
             else:
                 self._deltas.acknowledged(request, appended, self._segment)
+                self.history.acknowledged(appended.position or 0)
                 won.append((request, appended))
         # Those first: whatever happens while the others are looked up, these are in the log.
         self._hand_out(won)
@@ -413,10 +428,12 @@ class LogWriter:
             request.future.set_result(appended)
 
     def _look_up(self, request: Append, *, in_doubt: bool) -> Appended | None:
-        """As `landed_before`, over another connection when this one is lost."""
+        """As `landed_before`, over another connection when this one is lost; None for one of another history."""
         for attempt in range(_TRIES_ALONE):
             try:
                 assert self._connection is not None
+                if request.generation != self._generation:
+                    return None
                 return landed_before(self._connection, request, in_doubt=in_doubt)
             except OperationalError as error:
                 if not self._is_lost(error) or attempt == _TRIES_ALONE - 1:
@@ -428,9 +445,24 @@ class LogWriter:
     def _connect(self) -> Connection[TupleRow]:
         connection = session.connect_writer(self._url, self._schema, self._lock_seconds)
         connection.add_notice_handler(self._on_notice)
+        try:
+            self.history.admit(connection)
+        except BaseException:
+            connection.close()
+            raise
+        if self._generation != self.history.generation:
+            self._generation = self.history.generation
+            self._deltas = Deltas(self._key_bytes)  # their key pages may be in the log no more
         self._connection = connection
         self._read_segment()
         return connection
+
+    def _current_connection(self) -> Connection[TupleRow]:
+        """The connection, admitted to the history as this process knows it now."""
+        if self._connection is not None and self._generation != self.history.generation:
+            self._connection.close()
+            self._connection = None
+        return self._connection or self._connect()
 
     def _read_segment(self) -> None:
         assert self._connection is not None

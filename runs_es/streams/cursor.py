@@ -153,17 +153,39 @@ class RunStreams:
         """The run's events after seq `after`. Raises RunNotFound at once rather than in the stream."""
         channel = self.watch(thread_id)
         try:
+            generation = self.generation
             head, bounds = await self.call(self._locate, thread_id, run_id)
             if head is None or bounds is None:
                 raise RunNotFound(run_id)
+            is_lost = await self.is_lost(thread_id, after, head)
         except BaseException:
             self.release(channel)
             raise
-        return RunStream(self, channel, run_id, after, head, bounds, heartbeat)
+        return RunStream(self, channel, run_id, after, head, bounds, heartbeat, generation=generation, is_lost=is_lost)
 
     def _locate(self, thread_id: str, run_id: str) -> tuple[Head | None, RunBounds | None]:
         # The head first: had the run started before it was read, the bounds show it.
         return self.reader.head(thread_id), self.reader.bounds(thread_id, run_id)
+
+    @property
+    def generation(self) -> int:
+        """Another one: what was read before may be of another history."""
+        return self._hub.generation
+
+    async def is_lost(self, thread_id: str, cursor: int, head: Head) -> bool:
+        """Whether this history never gave out `cursor`: it is beyond the head, or was passed over by a restore."""
+        if cursor > head.seq:
+            return True
+        if not cursor or not self._hub.was_restored:
+            return False
+        return await self.call(self.reader.is_of_lost_history, thread_id, cursor)
+
+    async def went_on(self, thread_id: str, run_id: str | None, cursor: int) -> bool:
+        """Whether the thread, and its run if named, are there and have come to `cursor`, after a change of history."""
+        head = await self.call(self.reader.head, thread_id)
+        if head is None or await self.is_lost(thread_id, cursor, head):
+            return False
+        return run_id is None or await self.call(self.reader.bounds, thread_id, run_id) is not None
 
     async def rows_after(self, channel: Channel, cursor: int, version: int) -> Sequence[Row]:
         """A read of the database that everybody shares who stands at `cursor` and has seen the same `version`.
@@ -205,8 +227,13 @@ class RunStream:
         head: Head,
         bounds: RunBounds,
         heartbeat: float,
+        *,
+        generation: int,
+        is_lost: bool,
     ) -> None:
         self._streams = streams
+        self._generation = generation
+        self._is_lost = is_lost
         self._channel = channel
         self._run_id = run_id
         self._after = after
@@ -237,7 +264,7 @@ class RunStream:
             self.release()
 
     async def _steps(self) -> AsyncIterator[Step]:
-        if self._after > self._head.seq:
+        if self._is_lost:
             yield await self._gap()
             return
         ended = self._bounds.ended
@@ -249,11 +276,14 @@ class RunStream:
         self._channel.heard(self._head.seq)
         while not self._streams.closing:
             version = self._channel.version
+            if self._generation != self._streams.generation and not await self._went_on(cursor):
+                yield await self._gap()
+                return
             rows = deque(await self._read(cursor, version))
             nothing = not rows
             while rows:
                 row = rows.popleft()  # let go of each once it is sent: a stalled reader holds one
-                if is_ours and row.first > cursor + 1:
+                if (is_ours and row.first > cursor + 1) or (row.is_wide and row.first <= cursor):
                     yield await self._gap()
                     return
                 if row.topic == STARTED:
@@ -272,6 +302,10 @@ class RunStream:
                 cursor = row.last
             if nothing and not await self._channel.changed(version, self._heartbeat):
                 yield Heartbeat()
+
+    async def _went_on(self, cursor: int) -> bool:
+        self._generation = self._streams.generation
+        return await self._streams.went_on(self._channel.thread_id, self._run_id, cursor)
 
     def _start(self) -> int:
         """Where to read from: what lies before the run's first start is other runs' business."""

@@ -43,6 +43,13 @@ class Channel:
                 self._size -= _bytes(self._ring.popleft())
         self.wake(rows[-1].last)
 
+    def forget(self) -> None:
+        """Let go of all that is known: the log may have another history by now."""
+        with self._lock:
+            self._ring.clear()
+            self._size = self.known = 0
+        self.wake(0)
+
     def read(self, seq: int, limit: int) -> list[Row] | None:
         """Rows that hold anything after `seq`, or None when the ring does not reach back to it."""
         with self._lock:
@@ -117,6 +124,7 @@ class Hub:
         self._channels: dict[str, Channel] = {}
         self._lock = threading.Lock()
         log.watch(on_commit=self._committed, on_hints=self._hinted, on_poll=self._poll)
+        log.history.watch(self._forget)
 
     def watch(self, thread_id: str) -> Channel:
         """The thread's channel; give it back with `release`."""
@@ -133,6 +141,20 @@ class Hub:
             channel.watchers -= 1
             if channel.watchers == 0:
                 self._channels.pop(channel.thread_id, None)
+
+    @property
+    def generation(self) -> int:
+        """Another one: what was read before may be of another history (`HistoryGuard`)."""
+        return self._log.history.generation
+
+    @property
+    def was_restored(self) -> bool:
+        """Whether there may be numbers that only a lost history can have given out."""
+        return self._log.history.epoch != 0
+
+    def _forget(self) -> None:
+        for channel in self._snapshot():
+            channel.forget()
 
     def wake_all(self) -> None:
         """Wake every waiter, for instance so that it notices that the process is shutting down."""

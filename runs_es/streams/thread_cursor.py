@@ -43,7 +43,10 @@ class EventFeed:
         *,
         frames: bool,
         heartbeat: float,
+        generation: int,
+        is_lost: bool,
     ) -> None:
+        self._generation, self._is_lost = generation, is_lost
         self._streams, self._channel = streams, channel
         self._run_id, self._after, self._head, self._bounds = run_id, after, head, bounds
         self._frames, self._heartbeat = frames, heartbeat
@@ -67,7 +70,7 @@ class EventFeed:
             self.release()
 
     async def _steps(self) -> AsyncIterator[EventStep]:
-        if self._after > self._head.seq:
+        if self._is_lost:
             yield self._gap(self._bounds.created if self._bounds is not None else 1)
             return
         ended = self._bounds.ended if self._bounds is not None else None
@@ -78,13 +81,17 @@ class EventFeed:
         self._channel.heard(self._head.seq)
         while not self._streams.closing:
             version = self._channel.version
+            if self._generation != self._streams.generation and not await self._went_on(cursor):
+                yield self._gap(None)
+                return
             found, upto = await self._read(cursor)
             rows, nothing = deque(found), not found
             del found  # let go of each row once it is sent: a stalled reader holds one that was decoded
             while rows:
                 row = rows.popleft()
-                if self._is_ours and self._reads_pages(cursor) and row.first > cursor + 1:
-                    yield self._gap(row.first)
+                is_hole = self._is_ours and self._reads_pages(cursor) and row.first > cursor + 1
+                if is_hole or (row.is_wide and row.first <= cursor):
+                    yield self._gap(row.last if row.is_wide else row.first)
                     return
                 if self._run_id is None or row.run_id == self._run_id:
                     yield Stored(row, cursor)
@@ -99,6 +106,10 @@ class EventFeed:
                 cursor = max(cursor, upto)
                 if nothing and not await self._channel.changed(version, self._heartbeat):
                     yield Heartbeat()
+
+    async def _went_on(self, cursor: int) -> bool:
+        self._generation = self._streams.generation
+        return await self._streams.went_on(self._channel.thread_id, self._run_id, cursor)
 
     def _reads_pages(self, cursor: int) -> bool:
         return self._frames and self._started is not None and cursor >= self._started
@@ -126,7 +137,7 @@ class EventFeed:
             _stored_after, self._streams.reader, self._channel.thread_id, cursor, not pages, self._streams.read_bytes
         )
 
-    def _gap(self, earliest: int) -> Gap:
+    def _gap(self, earliest: int | None) -> Gap:
         return Gap(self._run_id, self._after, earliest, max(self._head.seq, self._channel.known))
 
 
@@ -150,15 +161,28 @@ async def open_feed(
     """The events after seq `after`, of a run if named. Raises ThreadNotFound or RunNotFound at once."""
     channel = streams.watch(thread_id)
     try:
+        generation = streams.generation
         head, bounds = await streams.call(_located, streams.reader, thread_id, run_id)
         if run_id is not None and bounds is None:
             raise RunNotFound(run_id)
         if head is None:
             raise ThreadNotFound(thread_id)
+        is_lost = await streams.is_lost(thread_id, after, head)
     except BaseException:
         streams.release(channel)
         raise
-    return EventFeed(streams, channel, run_id, after, head, bounds, frames=frames, heartbeat=heartbeat)
+    return EventFeed(
+        streams,
+        channel,
+        run_id,
+        after,
+        head,
+        bounds,
+        frames=frames,
+        heartbeat=heartbeat,
+        generation=generation,
+        is_lost=is_lost,
+    )
 
 
 def _located(reader: LogReader, thread_id: str, run_id: str | None) -> tuple[Head | None, RunBounds | None]:

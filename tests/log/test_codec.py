@@ -44,6 +44,7 @@ from runs_es.domain import (
     ThreadCreated,
     ThreadDeleted,
     ThreadErased,
+    ThreadRestored,
     ThreadUpdated,
     UnknownTopic,
 )
@@ -62,6 +63,7 @@ EXPECTED: dict[tuple[str, int], Fact] = {
     ("thread.updated", 1): ThreadUpdated(**OF_THREAD, metadata={"title": "a talk"}),
     ("thread.deleted", 1): ThreadDeleted(**OF_THREAD),
     ("thread.erased", 1): ThreadErased(**OF_THREAD, events=12),
+    ("thread.restored", 1): ThreadRestored(**OF_THREAD, epoch=1, numbers=2**32),
     ("run.created", 1): RunCreated(
         **OF_RUN,
         assistant_id="agent",

@@ -95,6 +95,7 @@ class ExternalRuns:
         self._limits = limits or WorkerLimits()
         self._restore = restore or (lambda *_: None)
         self._known: OrderedDict[str, _Known] = OrderedDict()
+        log.history.watch(self._forget)
         self._claiming: set[str] = set()
         self._lock = threading.Lock()
 
@@ -206,6 +207,10 @@ class ExternalRuns:
         if until is None:
             raise Refused(f"claim {claim_id} has expired", "lost")
         return Claimed(run, claim_id, head.fence, head.frames, until, run.cancel_requested)
+
+    def _forget(self) -> None:
+        with self._lock:
+            self._known.clear()
 
     def _begin(self, thread_id: str) -> bool:
         with self._lock:
