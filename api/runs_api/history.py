@@ -66,7 +66,7 @@ def _detail(fact: Fact) -> str:
     match fact:
         case RunCreated():
             due = f", due {fact.due_at}" if fact.due_at else ""
-            return f"assistant {fact.assistant_id}{due}"
+            return f"assistant {fact.assistant_id or 'none'}{due}"
         case RunClaimed():
             return f"attempt {fact.attempt} by {fact.worker_id}"
         case RunStarted():
@@ -76,7 +76,7 @@ def _detail(fact: Fact) -> str:
         case RunCompleted():
             return "waits for a human" if fact.interrupts else ""
         case RunFailed():
-            return f"{fact.status}: {fact.error_type}: {fact.error}"
+            return ": ".join(part for part in (fact.status, fact.error_type, fact.error) if part)
         case RunCancelRequested() | RunCancelled():
             return fact.action.value
         case MessageRecorded():

@@ -34,7 +34,7 @@ class FunctionExecutor:
         self._others = others
 
     async def execute(self, run: ActiveRun) -> RunOutcome | None:
-        function = self._functions.get(run.run.assistant_id)
+        function = self._functions.get(run.run.assistant_id or "")
         if function is None and self._others is not None:
             return await self._others.execute(run)
         if function is None:

@@ -26,9 +26,9 @@ class Routes:
         self._queue_of = {assistant: queue for queue, assistants in queues.items() for assistant in assistants}
         self.queues = frozenset(queues) | {DEFAULT_QUEUE}
 
-    def queue_of(self, assistant_id: str, graph_id: str | None = None) -> str:
+    def queue_of(self, assistant_id: str | None, graph_id: str | None = None) -> str:
         """The assistant's own queue wins over its graph's."""
-        return self._queue_of.get(assistant_id) or self._queue_of.get(graph_id or "") or DEFAULT_QUEUE
+        return self._queue_of.get(assistant_id or "") or self._queue_of.get(graph_id or "") or DEFAULT_QUEUE
 
     def place(self, run: Run) -> Place:
         graph_id = run.metadata.get("graph_id")

@@ -437,4 +437,4 @@ def _mark_failed(run: Run, error: BaseException) -> None:
 
 
 def _error_frame(run: Run) -> bytes:
-    return frame("error", orjson.dumps({"error": run.error_type, "message": run.error}))
+    return frame("error", orjson.dumps({"error": run.error_type, "message": run.error or ""}))
