@@ -15,7 +15,7 @@ from runs_api.errors import ApiError
 from runs_api.joins import Seat
 from runs_api.sse import EventStream
 from runs_api.waiting import ResultWhenEnded
-from runs_es.domain import DisconnectMode, FramesGone, RunDomainError, RunNotFound, ThreadNotFound
+from runs_es.domain import DisconnectMode, FramesGone, RunDomainError, RunEnded, RunNotFound, ThreadNotFound
 from runs_es.service.commands import CancelRunCommand, CreateRunCommand, GetRunQuery, JoinRunStreamCommand
 from runs_es.service.views import RunSnapshot, RunStreamHandle
 from runs_es.streams.cursor import End, Step, parse_cursor
@@ -199,7 +199,7 @@ class Delivery:
                         provenance=self._caller.because("the client disconnected (on_disconnect=cancel)"),
                     )
                 )
-            except RunNotFound:
+            except (RunNotFound, RunEnded):
                 return  # it ended first
             except RunDomainError as error:
                 logger.warning("run %s could not be cancelled for the client that left: %s", run_id, error)

@@ -22,6 +22,7 @@ from runs_es.domain import (
     InvalidRunTransition,
     LeaseLost,
     LimitExceeded,
+    RunEnded,
     RunNotFound,
     StoreUnavailable,
     ThreadExists,
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 RETRY = {"Retry-After": "1"}
 STATUSES: dict[type[Exception], int] = {
     RunNotFound: 404,
+    RunEnded: 404,
     ThreadNotFound: 404,
     AssistantNotFound: 404,
     CronNotFound: 404,

@@ -156,6 +156,7 @@ class QueueWorker:
         *,
         queues: Collection[str],
         locate: Locate,
+        served: Collection[str] | None = None,
         concurrency: int,
         heartbeat_seconds: float,
         lease_seconds: float,
@@ -165,7 +166,7 @@ class QueueWorker:
             conninfo=url, min_size=1, max_size=4, kwargs=_connection_options(schema)
         )
         self._app = procrastinate.App(connector=connector)
-        self._manager = self._app.job_manager = BatchedJobs(connector)
+        self._manager = self._app.job_manager = BatchedJobs(connector, served)
         self._queues = sorted(map(queue_name, queues))
         self._locate = locate
         self._app.task(name=ADVANCE)(self._advance)

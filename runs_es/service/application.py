@@ -6,7 +6,6 @@ knows the log, the streams and its ports; HTTP, queues and read models are other
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -50,10 +49,10 @@ from runs_es.service.commands import (
     ListRunMessagesQuery,
     ListRunsQuery,
 )
-from runs_es.service.ports import RunEventLog, RunExecutionScheduler, RunRepository
+from runs_es.service.ports import BlockingRunEventLog, BlockingRunRepository, WorkQueue
 from runs_es.service.views import RunMessageView, RunSnapshot, RunStreamHandle
 from runs_es.streams.broker import RunStreamEvent, stream_events
-from runs_es.streams.cursor import End, Gap, RunStreams, parse_cursor
+from runs_es.streams.cursor import End, Gap, RunStreams, check_heartbeat, in_thread, parse_cursor
 
 T = TypeVar("T")
 
@@ -74,9 +73,9 @@ class RunsApplicationService:
         decisions: Decisions,
         reader: LogReader,
         streams: RunStreams,
-        runs: RunRepository,
-        events: RunEventLog,
-        scheduler: RunExecutionScheduler,
+        runs: BlockingRunRepository,
+        events: BlockingRunEventLog,
+        queue: WorkQueue,
         threads: Executor,
     ) -> None:
         self._decisions = decisions
@@ -84,9 +83,9 @@ class RunsApplicationService:
         self._streams = streams
         self._runs = runs
         self._events = events
-        self._scheduler = scheduler
+        self._queue = queue
         self._threads = threads
-        self._cancellation = Cancellation(decisions, runs, scheduler)
+        self._cancellation = Cancellation(decisions, runs, queue)
         # Deletes what executors keep of a thread that is gone; called before its id is used again.
         self.forget: Callable[[str], None] = lambda _: None
         # Raises ValueError for a `webhook` that nothing can be sent to.
@@ -113,6 +112,7 @@ class RunsApplicationService:
         self, command: CreateRunCommand, *, heartbeat_interval: float = 15.0
     ) -> RunStreamHandle:
         """As `create_background`, and open its stream from the start."""
+        check_heartbeat(heartbeat_interval)
         created = await self.create_background(command)
         return await self._open(created.thread_id, created.run_id, 0, heartbeat_interval)
 
@@ -128,7 +128,7 @@ class RunsApplicationService:
         return await self._open(run.thread_id, run.run_id, after, command.heartbeat_interval)
 
     async def cancel(self, command: CancelRunCommand) -> RunSnapshot:
-        """Stop a run that has not ended. Raises RunNotFound also for one that has.
+        """Stop a run that has not ended. Raises RunNotFound, and RunEnded for one that has.
 
         One that is rolled back is absent from then on; what comes back is then the run as it was found.
         """
@@ -236,7 +236,7 @@ class RunsApplicationService:
         run = Run(created)
         # Where it took the place of others, their job may wait elsewhere: then it is looked up where the next belongs.
         alone = all(getattr(fact, "run_id", run_id) == run_id for fact in decided.facts)
-        self._scheduler.wake(thread_id, due_at=created.due_at, run=run if alone else None, behind=alone and behind[0])
+        self._queue.wake(thread_id, due_at=created.due_at, run=run if alone else None, behind=alone and behind[0])
         return RunSnapshot.from_run(run)
 
     def _made_before(self, thread_id: str, key: str | None) -> RunSnapshot:
@@ -292,7 +292,7 @@ class RunsApplicationService:
             return Decision(thread.delete_run(seen.run_id))
 
         self._decisions.make(seen.thread_id, decide, provenance=provenance)
-        self._scheduler.wake(seen.thread_id)
+        self._queue.wake(seen.thread_id)
 
     def _create_thread(
         self, thread_id: str, metadata: dict[str, Any], user_id: str | None, provenance: Provenance
@@ -338,7 +338,7 @@ class RunsApplicationService:
         return _with_questions(values, run) if run is not None else values
 
     async def _call(self, function: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+        return await in_thread(self._threads, function, *arguments)
 
 
 def last_values(reader: LogReader, thread_id: str, run_id: str, first: int, last: int) -> Any:

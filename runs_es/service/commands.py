@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from runs_es.domain import CancelAction, DisconnectMode, MultitaskStrategy, Provenance, RunScope, RunStatus
 from runs_es.domain.values import checked_count, checked_id, checked_text, checked_time, names_of
+from runs_es.streams.cursor import check_cursor_type, check_heartbeat
 
 _IDS = ("run_id", "thread_id", "assistant_id")
 _STATUSES = ("pending", "running", "all")
@@ -157,19 +158,6 @@ class JoinRunStreamCommand(_Checked):
         self._check_ids("run_id")
         check_cursor_type(self.last_event_id)
         check_heartbeat(self.heartbeat_interval)
-
-
-def check_cursor_type(last_event_id: object) -> None:
-    """Raises TypeError for a Last-Event-ID that is neither a text nor None."""
-    if last_event_id is not None and not isinstance(last_event_id, str):
-        kind = type(last_event_id).__name__
-        raise TypeError(f'last_event_id must be a string as events carry it, such as "3", not {kind}')
-
-
-def check_heartbeat(seconds: object) -> None:
-    """Raises ValueError for an interval between heartbeats that is no positive number."""
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
-        raise ValueError(f"heartbeat_interval must be a number of seconds above 0, got {seconds!r}")
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID, uuid5
 
+from runs_es.execution.langgraph import is_installed
 from runs_es.execution.signatures import AgentFunction, is_agent_function
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 _ASSISTANTS = UUID("6ba7b821-9dad-11d1-80b4-00c04fd430c8")
 _PACKAGE = "user_graphs"
+_MISSING = "LangGraph is missing; install runs-es[langgraph]"
 _DEMO = {"agent": "runs_es.execution.langgraph.demo:graph"}
 
 
@@ -105,6 +107,11 @@ class GraphRegistry:
         _set_environment(config_path, config.get("env") or {})
         _put_first_on_path(_folders(config_path, config.get("dependencies") or ["."]))
         return cls(sources, external)
+
+    @classmethod
+    def empty(cls) -> GraphRegistry:
+        """No assistants, until external ones are added."""
+        return cls({})
 
     @classmethod
     def demo(cls) -> GraphRegistry:
@@ -254,13 +261,17 @@ def _unquoted(value: str) -> str:
 
 def _load(source: GraphSource) -> Graph | AgentFunction:
     try:
-        from langgraph.graph.state import CompiledStateGraph, StateGraph
-    except ModuleNotFoundError as error:
-        raise source.error(f"LangGraph is missing ({error}); install runs-es[langgraph]") from error
-
-    named = _attribute(source, _module(source))
+        named = _attribute(source, _module(source))
+    except GraphLoadError as error:
+        if _is_without_langgraph(error.__cause__):
+            raise source.error(_MISSING) from error
+        raise
     if is_agent_function(named):
-        return named
+        return named  # it needs no LangGraph
+    if not is_installed():
+        raise source.error(_MISSING)
+    from langgraph.graph.state import CompiledStateGraph, StateGraph
+
     found = _made(source, named, (CompiledStateGraph, StateGraph))
     if isinstance(found, StateGraph):
         try:
@@ -273,6 +284,12 @@ def _load(source: GraphSource) -> Graph | AgentFunction:
             "a compiled graph, a function without arguments that gives one, or an async function of (input, run)"
         )
     return found
+
+
+def _is_without_langgraph(error: BaseException | None) -> bool:
+    """Whether an import failed because LangGraph is not there."""
+    package = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
+    return package in ("langgraph", "langchain_core") and not is_installed()
 
 
 def _module(source: GraphSource) -> ModuleType:

@@ -13,6 +13,7 @@ from langgraph.types import PregelTask, StateSnapshot
 from runs_es.execution.langgraph.encoding import plain
 from runs_es.execution.langgraph.graphs import GraphRegistry, over
 from runs_es.execution.langgraph.saver import CheckpointPool
+from runs_es.execution.thread_state import empty_state
 
 if TYPE_CHECKING:
     from runs_es.execution.langgraph.graphs import Graph
@@ -89,22 +90,6 @@ class GraphStateReader:
 
     def _graph(self, graph_id: str) -> Graph:
         return over(self._registry.get(graph_id), AsyncPostgresSaver(self._pool))
-
-
-def empty_state() -> dict[str, Any]:
-    """The state of a thread that no run has written to."""
-    return {
-        "values": {},
-        "next": [],
-        "tasks": [],
-        "metadata": None,
-        "created_at": None,
-        "checkpoint": None,
-        "parent_checkpoint": None,
-        "interrupts": [],
-        "checkpoint_id": None,
-        "parent_checkpoint_id": None,
-    }
 
 
 def thread_state(snapshot: StateSnapshot) -> dict[str, Any]:
