@@ -27,8 +27,8 @@ class Price(BaseModel):
 
     input: float = Field(ge=0)
     output: float = Field(ge=0)
-    cache_read: float | None = Field(None, ge=0)
-    cache_write: float | None = Field(None, ge=0)
+    cache_read: float | None = Field(default=None, ge=0)
+    cache_write: float | None = Field(default=None, ge=0)
 
 
 class Settings(BaseSettings):
@@ -36,132 +36,157 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="RUNS_ES_", env_ignore_empty=True, extra="ignore")
 
-    database_url: str | None = Field(None, description="PostgreSQL URL; unset means the embedded server")
+    database_url: str | None = Field(default=None, description="PostgreSQL URL; unset means the embedded server")
     data_dir: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("runs-es")),
         description="folder of the embedded database",
     )
     db_schema: str = Field(
-        "runs_es",
+        default="runs_es",
         pattern=r"^[a-z_][a-z0-9_]{0,40}$",
         description="schema of the log; the queue and the checkpoints use <schema>_queue and <schema>_checkpoints",
     )
-    read_pool_size: int = Field(8, ge=1, le=200, description="connections that read the log and the read models")
-    embedded_max_connections: int = Field(200, ge=20, description="max_connections of the embedded server")
+    read_pool_size: int = Field(
+        default=8, ge=1, le=200, description="connections that read the log and the read models"
+    )
+    embedded_max_connections: int = Field(default=200, ge=20, description="max_connections of the embedded server")
 
-    concurrency: int = Field(10, ge=1, le=1000, description="runs a worker executes at once")
+    concurrency: int = Field(default=10, ge=1, le=1000, description="runs a worker executes at once")
     queues: dict[QueueName, list[str]] = Field(
-        {},
+        default={},
         description="queues beside `default` and the assistants (ids or graph names) that wait there (JSON)",
     )
-    heartbeat_seconds: float = Field(2.0, gt=0, description="how often a worker says that it lives")
-    lease_seconds: float = Field(10.0, gt=0, description="silence after which a worker counts as lost")
-    sweep_seconds: float = Field(2.0, gt=0, description="how often lost workers and forgotten threads are looked for")
+    heartbeat_seconds: float = Field(default=2.0, gt=0, description="how often a worker says that it lives")
+    lease_seconds: float = Field(default=10.0, gt=0, description="silence after which a worker counts as lost")
+    sweep_seconds: float = Field(
+        default=2.0, gt=0, description="how often lost workers and forgotten threads are looked for"
+    )
     max_attempts: int = Field(
-        3,
+        default=3,
         ge=1,
         description="attempts of a run that may come to nothing (worker lost, error that may pass); it fails then",
     )
     retry_seconds: float = Field(
-        1.0,
+        default=1.0,
         gt=0,
         le=3600,
         description="pause after an error that may pass; doubled each time, up to half off at random",
     )
-    retry_max_seconds: float = Field(60.0, gt=0, le=86400, description="longest such pause")
+    retry_max_seconds: float = Field(default=60.0, gt=0, le=86400, description="longest such pause")
     append_wait_seconds: float = Field(
-        2.0,
+        default=2.0,
         ge=0.1,
         le=60,
         description="wait of a write for others' locks, after which one whose process froze is cut off",
     )
-    cancel_grace_seconds: float = Field(5.0, ge=0, description="time an executor has to stop when cancelled")
+    cancel_grace_seconds: float = Field(default=5.0, ge=0, description="time an executor has to stop when cancelled")
     run_timeout_seconds: float | None = Field(
-        None, gt=0, description="time a run may take, from its first start; `config.timeout_seconds` of a run wins"
+        default=None,
+        gt=0,
+        description="time a run may take, from its first start; `config.timeout_seconds` of a run wins",
     )
     run_idle_timeout_seconds: float | None = Field(
-        None,
+        default=None,
         gt=0,
         description="time a run may go without a frame or message; `config.idle_timeout_seconds` of a run wins",
     )
-    drain_seconds: float = Field(5.0, ge=0, description="time that runs have to finish after SIGTERM")
+    drain_seconds: float = Field(default=5.0, ge=0, description="time that runs have to finish after SIGTERM")
 
     webhook_secret: SecretStr | None = Field(
-        None,
+        default=None,
         description="signs webhooks: `whsec_` and 24 to 64 bytes in base64; several with spaces between all sign",
     )
-    webhook_attempts: int = Field(12, ge=1, le=100, description="attempts at a webhook before it is given up")
+    webhook_attempts: int = Field(default=12, ge=1, le=100, description="attempts at a webhook before it is given up")
     webhook_backoff_seconds: float = Field(
-        2.0, gt=0, description="before the second attempt; twice as long before each further one, an hour at most"
+        default=2.0,
+        gt=0,
+        description="before the second attempt; twice as long before each further one, an hour at most",
     )
-    webhook_timeout_seconds: float = Field(10.0, gt=0, description="time that an attempt at a webhook may take in all")
-    webhook_concurrency: int = Field(8, ge=1, le=200, description="webhooks that a worker sends at once")
-    webhook_response_bytes: int = Field(16384, ge=0, description="what is read of a receiver's answer, and thrown away")
+    webhook_timeout_seconds: float = Field(
+        default=10.0, gt=0, description="time that an attempt at a webhook may take in all"
+    )
+    webhook_concurrency: int = Field(default=8, ge=1, le=200, description="webhooks that a worker sends at once")
+    webhook_response_bytes: int = Field(
+        default=16384, ge=0, description="what is read of a receiver's answer, and thrown away"
+    )
     webhook_allowed_networks: list[IPv4Network | IPv6Network] = Field(
-        [], description="networks that are not public and that webhooks may go to all the same (JSON list)"
+        default=[], description="networks that are not public and that webhooks may go to all the same (JSON list)"
     )
 
     cron_catch_up_seconds: float = Field(
-        60.0, ge=0, description="ticks of a cron that are late by no more than this all run, one after the other"
+        default=60.0,
+        ge=0,
+        description="ticks of a cron that are late by no more than this all run, one after the other",
     )
     cron_missed: Literal["latest", "skip"] = Field(
-        "latest", description="of ticks missed for longer, because no server ran: run the `latest` one, or `skip` all"
+        default="latest",
+        description="of ticks missed for longer, because no server ran: run the `latest` one, or `skip` all",
     )
-    cron_min_seconds: float = Field(10.0, ge=1, description="shortest time between two ticks of a cron")
+    cron_min_seconds: float = Field(default=10.0, ge=1, description="shortest time between two ticks of a cron")
     max_crons_per_user: int = Field(
-        1000, ge=0, description="crons a user may have; all of them where there are no users"
+        default=1000, ge=0, description="crons a user may have; all of them where there are no users"
     )
 
-    stream_heartbeat_seconds: float = Field(5.0, gt=0, description="comment line on an idle stream")
-    stream_end_event: bool = Field(True, description="send `end` as the last event of a stream")
-    send_timeout_seconds: float = Field(30.0, gt=0, description="a reader that takes nothing for so long is cut off")
-    ring_bytes: int = Field(4 * MIB, ge=0, description="memory a hot thread may take for its newest frames")
+    stream_heartbeat_seconds: float = Field(default=5.0, gt=0, description="comment line on an idle stream")
+    stream_end_event: bool = Field(default=True, description="send `end` as the last event of a stream")
+    send_timeout_seconds: float = Field(
+        default=30.0, gt=0, description="a reader that takes nothing for so long is cut off"
+    )
+    ring_bytes: int = Field(default=4 * MIB, ge=0, description="memory a hot thread may take for its newest frames")
     key_bytes: int = Field(
-        64 * MIB,
+        default=64 * MIB,
         ge=0,
         description="pages kept in memory to compress later ones, and as much to read them; 0 stores all whole",
     )
-    publish_buffer_bytes: int = Field(4 * MIB, ge=1024, description="uncommitted frames a run may hold before it waits")
-    max_frame_bytes: int = Field(16 * MIB, ge=1024, description="largest single frame or fact")
-    max_joins: int = Field(5000, ge=1, description="open streams a process")
-    max_joins_per_user: int = Field(1000, ge=1, description="open streams a user and process")
+    publish_buffer_bytes: int = Field(
+        default=4 * MIB, ge=1024, description="uncommitted frames a run may hold before it waits"
+    )
+    max_frame_bytes: int = Field(default=16 * MIB, ge=1024, description="largest single frame or fact")
+    max_joins: int = Field(default=5000, ge=1, description="open streams a process")
+    max_joins_per_user: int = Field(default=1000, ge=1, description="open streams a user and process")
 
     keep_streams_days: float | None = Field(
-        None, gt=0, description="days that streamed frames can be replayed; unset means for ever"
+        default=None, gt=0, description="days that streamed frames can be replayed; unset means for ever"
     )
     keep_streams_bytes: int | None = Field(
-        None, gt=0, description="disk space of streamed frames, above which the oldest go; unset means no limit"
+        default=None, gt=0, description="disk space of streamed frames, above which the oldest go; unset means no limit"
     )
-    segment_hours: float = Field(24.0, gt=0, description="age at which a new segment of frames is begun")
-    segment_bytes: int = Field(1024 * MIB, gt=0, description="size at which a new segment of frames is begun")
+    segment_hours: float = Field(default=24.0, gt=0, description="age at which a new segment of frames is begun")
+    segment_bytes: int = Field(default=1024 * MIB, gt=0, description="size at which a new segment of frames is begun")
 
-    max_body_bytes: int = Field(10 * MIB, ge=1024, description="largest request body")
-    max_header_bytes: int = Field(8192, ge=256, description="largest single request header")
-    list_wait_seconds: float = Field(2.0, ge=0, description="how long a list waits for its read model to catch up")
+    max_body_bytes: int = Field(default=10 * MIB, ge=1024, description="largest request body")
+    max_header_bytes: int = Field(default=8192, ge=256, description="largest single request header")
+    list_wait_seconds: float = Field(
+        default=2.0, ge=0, description="how long a list waits for its read model to catch up"
+    )
     projections: str | None = Field(
-        None, description="read models of your own, as `module:object`, separated by commas"
+        default=None, description="read models of your own, as `module:object`, separated by commas"
     )
     prices: dict[str, Price] = Field(
-        {},
+        default={},
         description="what a million tokens cost, by model, for `usage` (JSON; see projections/README.md)",
     )
     external_assistants: str | None = Field(
-        None,
+        default=None,
         description="assistants that external workers execute, separated by commas; beside those of the configuration",
     )
     worker_token: SecretStr | None = Field(
-        None,
+        default=None,
         description="what external workers send as `Authorization: Bearer …`; unset means that only this machine's may",
     )
-    worker_max_lease_seconds: float = Field(3600.0, ge=1, description="longest lease an external worker may ask for")
-    worker_max_wait_seconds: float = Field(60.0, ge=0, description="longest wait of an external worker for a run")
+    worker_max_lease_seconds: float = Field(
+        default=3600.0, ge=1, description="longest lease an external worker may ask for"
+    )
+    worker_max_wait_seconds: float = Field(
+        default=60.0, ge=0, description="longest wait of an external worker for a run"
+    )
     worker_max_items: int = Field(
-        1000, ge=1, description="events, messages and facts of an external worker's request, each"
+        default=1000, ge=1, description="events, messages and facts of an external worker's request, each"
     )
     user_header: str | None = Field(
-        None, description="request header, set by a trusted proxy, that names the user; unset means one user"
+        default=None, description="request header, set by a trusted proxy, that names the user; unset means one user"
     )
-    cors_origins: list[str] = Field(["*"], description="origins that browsers may call from (JSON list)")
+    cors_origins: list[str] = Field(default=["*"], description="origins that browsers may call from (JSON list)")
 
     @field_validator("webhook_secret")
     @classmethod
