@@ -31,6 +31,7 @@ from runs_es.domain import (
     Thread,
     ThreadUpdated,
     Timeouts,
+    checked_id,
     now,
     priority_of,
 )
@@ -159,7 +160,8 @@ class RunsApplicationService:
     # --- beyond the eight: waiting, deleting, threads ---
 
     async def ended(self, thread_id: str, run_id: str) -> int:
-        """Wait until the run has ended; the seq of its terminal fact."""
+        """Wait until the run has ended; the seq of its terminal fact. Raises RunNotFound, StoreUnavailable."""
+        thread_id, run_id = checked_id("thread_id", thread_id), checked_id("run_id", run_id)
         stream = await self._streams.open(thread_id, run_id)
         if stream.ended_at is not None:
             stream.release()
@@ -186,7 +188,8 @@ class RunsApplicationService:
 
     async def delete_run(self, thread_id: str, run_id: str, *, user_id: str | None, provenance: Provenance) -> None:
         """Take the run out of every read model; one that has not ended is cancelled first. Raises RunNotFound."""
-        run = await self._call(self._visible, run_id, thread_id, user_id)
+        query = GetRunQuery(run_id, thread_id, user_id)  # which checks them
+        run = await self._call(self._visible, query.run_id, query.thread_id, query.user_id)
         await self._call(self._delete_run, run, provenance)
 
     async def create_thread(
@@ -197,11 +200,13 @@ class RunsApplicationService:
         user_id: str | None = None,
         provenance: Provenance = ANONYMOUS,
     ) -> str:
-        """Make a thread; returns its id. Raises ThreadExists."""
-        return await self._call(self._create_thread, thread_id or new_id(), metadata or {}, user_id, provenance)
+        """Make a thread; returns its id. Raises ThreadExists; ValueError for metadata that cannot be JSON."""
+        thread_id = checked_id("thread_id", thread_id) if thread_id is not None else new_id()
+        return await self._call(self._create_thread, thread_id, metadata or {}, user_id, provenance)
 
     async def update_thread(self, thread_id: str, metadata: dict[str, Any], *, provenance: Provenance) -> None:
-        """Merge `metadata` into the thread's. Raises ThreadNotFound."""
+        """Merge `metadata` into the thread's. Raises ThreadNotFound; ValueError for what cannot be JSON."""
+        thread_id = checked_id("thread_id", thread_id)
         await self._call(
             lambda: self._decisions.make(
                 thread_id, lambda thread, _: Decision([thread.update(metadata)]), provenance=provenance
@@ -210,7 +215,7 @@ class RunsApplicationService:
 
     async def delete_thread(self, thread_id: str, *, provenance: Provenance) -> None:
         """Cancel what runs in it and take the thread out of every read model. Raises ThreadNotFound."""
-        await self._call(self._delete_thread, thread_id, provenance)
+        await self._call(self._delete_thread, checked_id("thread_id", thread_id), provenance)
 
     # --- the synchronous halves ---
 
