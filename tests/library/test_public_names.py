@@ -21,6 +21,25 @@ namespace_packages = false
 [mypy-langgraph.*,langchain_core.*]
 follow_imports = skip
 """
+# What a store offers is what the ports say.
+_PORTS = """
+from runs_es import (
+    ActiveRun, FunctionExecutor, RunEventLog, RunExecutionHandle, RunExecutionScheduler, RunExecutor, RunRepository,
+    RunStreamBroker, RunSupervisor, Store,
+)
+
+class Own:
+    async def execute(self, run: ActiveRun) -> None: ...
+
+async def check(store: Store) -> None:
+    repository: RunRepository = store.repository
+    log: RunEventLog = store.event_log
+    broker: RunStreamBroker = store.broker
+    scheduler: RunExecutionScheduler = store.scheduler
+    supervisor: RunSupervisor = store.supervisor
+    handle: RunExecutionHandle = await scheduler.start("r")
+    executors: list[RunExecutor] = [Own(), FunctionExecutor({})]
+"""
 PAGES = ("README.md", "projections/README.md", "runs_es/execution/README.md")
 
 
@@ -68,6 +87,7 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> str:
     (folder / "mistakes.py").write_text(
         "from runs_es import Settings, Sttings\n\nSettings(databse_url='x')\nSettings(concurrency=3)\n"
     )
+    (folder / "ports.py").write_text(_PORTS)
     (folder / "mypy.ini").write_text(_MYPY)
     ran = subprocess.run(
         [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "--no-error-summary", "."],
@@ -82,7 +102,7 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.timeout(310)  # it checks all that the documents import
-def test_the_documents_python_has_no_type_errors(checked: str) -> None:
+def test_the_documents_python_and_the_stores_ports_have_no_type_errors(checked: str) -> None:
     assert [line for line in checked.splitlines() if not line.startswith("mistakes.py")] == []
 
 
