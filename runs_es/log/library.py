@@ -187,7 +187,8 @@ class StoreRecorder(FactRecorder):
                 raise UnknownTopic(
                     f"{event.topic!r} is no fact of this store, and its read models would stop. {_ELSEWHERE}"
                 )
-        return super().insert_events(stored_events, **kwargs)
+        positions: Sequence[int] | None = super().insert_events(stored_events, **kwargs)
+        return positions
 
 
 class FactAggregateRecorder(FactRecorder):
