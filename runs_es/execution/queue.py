@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 _POLL_SECONDS = 2.0
 _SEND_BACK_SECONDS = 1.0
 _SENT_KEPT = 1024
+_TOLD_KEPT = 1024
 
 Advance = Callable[[str], Awaitable[None]]
 
@@ -91,6 +92,7 @@ class JobQueue:
 
     def __init__(self, url: str, schema: str, *, routes: Routes, locate: Locate) -> None:
         self._routes = routes
+        self._told: set[tuple[str, ...]] = set()
         self._deferrals = Deferrals(url, _connection_options(schema), locate)
 
     def close(self) -> None:
@@ -103,7 +105,19 @@ class JobQueue:
         """
         # Delayed ones come without the lock: one an hour ahead would hold up every later one of its thread.
         place = self._routes.place(run) if run is not None else None
+        if place is not None and not self._routes.serves(*place.assistants):
+            self._say_that_nobody_here_serves(place.assistants)
         self._deferrals.ask(Wanted(thread_id, place, due_at, behind))
+
+    def _say_that_nobody_here_serves(self, assistants: tuple[str, ...]) -> None:
+        """Warn once for each assistant: a misspelt one waits for ever."""
+        if assistants not in self._told and len(self._told) < _TOLD_KEPT:
+            self._told.add(assistants)
+            named = ", ".join(assistants) or "none"
+            known = ", ".join(sorted(self._routes.served or ()))
+            logger.warning(
+                "assistant %s is not served here: its runs wait for another store. Here are %s", named, known
+            )
 
 
 class _NewJobs(asyncio.Event):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from runs_es.domain import Run, Thread, recorded_priority
+from runs_es.execution.langgraph.graphs import assistant_id
 from runs_es.log.decisions import Decision, Decisions
 from runs_es.log.reader import Head
 
@@ -30,7 +31,9 @@ class Routes:
     """
 
     def __init__(self, queues: Mapping[str, Sequence[str]], served: Iterable[str] | None = None) -> None:
-        self.served = frozenset(served) if served is not None else None
+        self.names = tuple(dict.fromkeys(served)) if served is not None else None
+        # A run may know its assistant by either.
+        self.served = frozenset({*self.names, *map(assistant_id, self.names)}) if self.names is not None else None
         self._queue_of = {assistant: queue for queue, assistants in queues.items() for assistant in assistants}
         self.queues = frozenset(queues) | {DEFAULT_QUEUE}
 

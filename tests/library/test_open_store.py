@@ -205,7 +205,9 @@ async def test_each_of_two_stores_executes_the_assistants_that_it_names(settings
     assert sorted(crows.seen, key=str) == ["crow", "crow", "raven"]
 
 
-async def test_a_run_that_nobody_serves_waits_for_who_does(settings: Settings) -> None:
+async def test_a_run_that_nobody_serves_waits_for_who_does(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
     quick = settings.model_copy(update={"sweep_seconds": 0.05})
     parrots, anybody = Executes(), Executes()
     async with open_store_async(quick, executor=parrots, assistants="parrot") as store:
@@ -221,6 +223,7 @@ async def test_a_run_that_nobody_serves_waits_for_who_does(settings: Settings) -
             await store.service.ended(lonely.thread_id, lonely.run_id)
     assert parrots.seen == ["parrot"] * 3
     assert anybody.seen == ["crow"]
+    assert "assistant crow is not served here: its runs wait for another store" in caplog.text
 
 
 async def test_functions_and_attributes_name_the_assistants_too(settings: Settings) -> None:
