@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from runs_es.domain.values import names_of
-from runs_es.execution.langgraph.graphs import assistant_id
 from runs_es.execution.protocol import RunExecutor
 from runs_es.execution.routes import Routes
 from runs_es.settings import Settings
@@ -25,8 +24,8 @@ class StoreArguments:
     queues: tuple[str, ...]
     assistants: tuple[str, ...] | None
 
-    def served(self, external: Iterable[str], graphs: Iterable[str]) -> frozenset[str] | None:
-        """The names and ids of the assistants that this store executes; None means any.
+    def served(self, external: Iterable[str], graphs: Iterable[str]) -> tuple[str, ...] | None:
+        """The assistants that this store executes, by name or id; None means any.
 
         Jobs for external assistants are taken by whoever comes, to be thrown away.
         """
@@ -35,8 +34,7 @@ class StoreArguments:
             named = tuple(graphs)
         if named is None:
             return None
-        names = {*named, *external}
-        return frozenset(names | {assistant_id(name) for name in names})
+        return (*named, *external)
 
 
 def checked(

@@ -114,9 +114,9 @@ class JobQueue:
         if assistants not in self._told and len(self._told) < _TOLD_KEPT:
             self._told.add(assistants)
             named = ", ".join(assistants) or "none"
-            known = ", ".join(sorted(self._routes.served or ()))
+            known = ", ".join(self._routes.names or ("none",))
             logger.warning(
-                "assistant %s is not served here: its runs wait for another store. Here are %s", named, known
+                "assistant %s is not served here: its runs wait for another store. Here are: %s", named, known
             )
 
 
