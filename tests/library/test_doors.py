@@ -26,6 +26,7 @@ from runs_es import (
     Store,
     open_store_async,
 )
+from runs_es.service.crons import NewCron
 
 UUID: Any = uuid.uuid4()
 NAN = float("nan")
@@ -131,6 +132,17 @@ async def test_metadata_of_threads_is_checked_as_that_of_runs_is(store: Store) -
         await store.service.delete_thread(UUID, provenance=Provenance())
     with pytest.raises(ValueError, match="user_id must be a string"):
         await store.service.create_thread("u", user_id=UUID)
+
+
+async def test_crons_are_checked_as_runs_are(store: Store) -> None:
+    for new, text in (
+        (NewCron(assistant_id="a", schedule="@daily", payload={"input": NAN}), r"payload\.input is nan"),
+        (NewCron(assistant_id="a", schedule="@daily", metadata={"a": NAN}), r"metadata\.a is nan"),
+        (NewCron(assistant_id=UUID, schedule="@daily"), "assistant_id must be a string"),
+        (NewCron(assistant_id="a", schedule="@daily", run_thread_id=UUID), "run_thread_id must be a string"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            store.crons.create(new)
 
 
 async def test_ports_check_what_they_are_given(store: Store) -> None:
