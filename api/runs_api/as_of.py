@@ -9,6 +9,7 @@ from fastapi import Depends, Query
 
 from runs_api.caller import Caller
 from runs_api.edge import Edge
+from runs_api.outlived import last_seq
 from runs_es.domain import RunNotFound, ThreadNotFound
 from runs_es.service.views import RunSnapshot, ThreadSnapshot
 from runs_es.streams.cursor import MAX_SEQ
@@ -55,12 +56,23 @@ async def thread_as_of(edge: Edge, caller: Caller, thread_id: str, moment: AsOf)
 async def run_as_of(edge: Edge, caller: Caller, thread_id: str, run_id: str, moment: AsOf) -> tuple[RunSnapshot, int]:
     """The run as it was, and the seq that the moment means: also of one that was deleted since. Raises RunNotFound."""
     past = Past(edge.store.log.reader)
-    await _must_be_there(edge, caller, thread_id)
-    seq = await edge.read(past.shown_at, thread_id, moment)
+    if await _outlived(edge, caller, thread_id, run_id):
+        seq = await edge.read(past.seq_at, thread_id, moment)
+    else:
+        await _must_be_there(edge, caller, thread_id)
+        seq = await edge.read(past.shown_at, thread_id, moment)
     run = await edge.read(past.run, thread_id, run_id, seq, caller.user_id)
     if run is None:
         raise RunNotFound(run_id)
     return run, seq
+
+
+async def _outlived(edge: Edge, caller: Caller, thread_id: str, run_id: str) -> bool:
+    """Whether this is a stateless run that the caller may see, and whose thread has gone."""
+    try:
+        return await last_seq(edge, caller, thread_id, run_id) is not None
+    except RunNotFound:  # it may have been deleted since the moment that is asked for
+        return False
 
 
 async def _must_be_there(edge: Edge, caller: Caller, thread_id: str) -> None:

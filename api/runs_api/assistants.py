@@ -22,6 +22,9 @@ _SCHEMAS = ("input_schema", "output_schema", "state_schema", "config_schema", "c
 
 
 def assistant_body(edge: Edge, graph_id: str, assistant_id: str) -> dict[str, Any]:
+    """An assistant. One whose graph cannot be loaded has an `error` that says why."""
+    registry = edge.store.registry
+    broken = registry.broken.get(graph_id) if registry is not None else None
     return {
         "assistant_id": assistant_id,
         "graph_id": graph_id,
@@ -33,6 +36,7 @@ def assistant_body(edge: Edge, graph_id: str, assistant_id: str) -> dict[str, An
         "updated_at": edge.started_at,
         "version": 1,
         "description": None,
+        **({} if broken is None else {"error": broken.problem}),
     }
 
 

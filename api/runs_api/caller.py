@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -10,6 +11,10 @@ from fastapi import Depends, Request
 from runs_api.edge import EdgeOf
 from runs_api.errors import ApiError
 from runs_es.domain import Provenance, checked_id
+from runs_es.process_log import bind
+
+_HTTP_SPACE = " \t"
+_NOT_IN_NAMES = ("Cc", "Zl", "Zp")  # control characters, separators of lines and paragraphs
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,7 @@ class Caller:
 async def caller_of(request: Request, edge: EdgeOf) -> Caller:
     """Raises ApiError 401 when a user must be named and is not, or is twice."""
     user_id = named_user(request, edge.settings.user_header)
+    bind(user_id=user_id, **{name: request.path_params.get(name) for name in ("thread_id", "run_id")})
     actor = "api" if user_id is None else f"user:{user_id}"
     return Caller(user_id, Provenance(actor=actor, correlation_id=request.state.request_id))
 
@@ -36,10 +42,16 @@ def named_user(request: Request, header: str | None) -> str | None:
     if header is None:
         return None
     named = request.headers.getlist(header)
-    if len(named) != 1 or not named[0].strip():
+    if len(named) != 1 or not named[0].strip(_HTTP_SPACE):
         # Twice would mean that a client's own header came through the proxy beside the proxy's.
         raise ApiError(401, f"header {header} must name the user, once (RUNS_ES_USER_HEADER)")
-    return checked_id(header, _text(named[0]))
+    user = _text(named[0].strip(_HTTP_SPACE))
+    # Other space around a name, or what cannot be seen in it, must not make two users one.
+    if user != user.strip() or any(unicodedata.category(each) in _NOT_IN_NAMES for each in user):
+        raise ApiError(
+            401, f"header {header} must name the user without other space around it and without control characters"
+        )
+    return checked_id(header, user)
 
 
 def _text(value: str) -> str:

@@ -14,12 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from runs_api.terminal import Refused, err, out, printable
+from runs_api.terminal import Refused, command_settings, err, out, printable
 from runs_es.database import SchemaMismatch, open_database
 from runs_es.database import migrate as migrations
 from runs_es.log import session
 from runs_es.log.inspection import Finding, Findings, LogReport, inspect_log, thread_count
-from runs_es.settings import Settings
 from runs_projections.inspection import inspect_tracking
 
 # What a log rests on; by what PostgreSQL calls it, and what it must not be.
@@ -40,8 +39,8 @@ def check(
 
     Reads the whole log once, in short reads, while the service runs; changes nothing.
     """
-    settings = Settings()
-    with open_database(settings) as database:
+    settings = command_settings()
+    with open_database(settings, create=False) as database:
         report = LogReport()
         is_migrated = _check_schema(database.url, settings.db_schema, report.findings)
         # Always by key: a plan that reads and sorts a whole table would be no short read.
@@ -56,8 +55,9 @@ def check(
         ) as connection:
             _check_server(connection, report.findings)
             if is_migrated:
-                inspect_tracking(connection, report.findings)
+                unfilled = inspect_tracking(connection, report.findings)
                 report = _inspected(connection, report.findings)
+                report.unfilled = unfilled
     if json:
         sys.stdout.write(orjson.dumps(_as_json(report)).decode() + "\n")
     else:
@@ -119,6 +119,7 @@ def _as_json(report: LogReport) -> dict[str, Any]:
         "facts": report.facts,
         "pages": report.pages,
         "threads_cut_by_retention": report.cut,
+        "read_models_not_begun": report.unfilled,
         "seconds": round(report.seconds, 3),
     }
 
@@ -146,5 +147,7 @@ def _print(report: LogReport, is_migrated: bool) -> None:
     )
     if report.cut:
         out.print(f"retention has taken frames of {report.cut:,} of these threads")
+    if report.unfilled:
+        out.print(f"not filled yet, which the next server or worker does: {', '.join(report.unfilled)}")
     if not report.findings.count:
         out.print(Text("all is well", "bold green"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import orjson
@@ -10,12 +11,12 @@ import typer
 from rich.text import Text
 
 from runs_api.diffs import diff_body
-from runs_api.terminal import Refused, migrated_database, out, printable
-from runs_es.domain import RunNotFound
+from runs_api.terminal import Refused, command_settings, migrated_database, out, printable, where
+from runs_es.domain import Recorded, RunNotFound
 from runs_es.log.reader import LogReader
-from runs_es.settings import Settings
 from runs_projections.diff import Change, MessageChange, RunAt, RunDiff, run_at
 from runs_projections.diff import diff as compare
+from runs_projections.lookups import gone_at
 from runs_projections.past import AsOf, Past
 
 _SIGNS = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow")}
@@ -37,12 +38,12 @@ def diff(
     """Show what changed in a run between two seqs, or what two runs differ in: fields, messages and state."""
     if other is not None and (start is not None or end is not None):
         raise Refused("two runs are compared as they are now: leave out --from and --to", 2)
-    settings = Settings()
+    settings = command_settings()
     with migrated_database(settings) as database:
         reader = LogReader(database.url, settings.db_schema, pool_size=1)
         try:
-            before = _at(reader, run, start, newest=other is not None)
-            after = _at(reader, other or run, end, newest=True)
+            before = _at(reader, run, start, where(settings), newest=other is not None)
+            after = _at(reader, other or run, end, where(settings), newest=True)
         finally:
             reader.close()
     if other is None and before.seq > after.seq:
@@ -54,17 +55,14 @@ def diff(
         _print(found)
 
 
-def _at(reader: LogReader, run_id: str, seq: int | None, *, newest: bool) -> RunAt:
+def _at(reader: LogReader, run_id: str, seq: int | None, place: str, *, newest: bool) -> RunAt:
     """The run as of `seq`; without one as it is, or was before it was deleted, or else as it was created."""
     facts = reader.run_facts(run_id)
     if not facts:
-        raise Refused(f"there is no run {run_id}")
+        raise Refused(f"there is no run {run_id} in {place}")
     thread_id = facts[0].fact.thread_id
     if seq is None:
-        deleted = next((each.seq for each in facts if each.fact.topic == "run.deleted"), None)
-        head = reader.head(thread_id)
-        last = deleted - 1 if deleted is not None else head.seq if head is not None else facts[-1].seq
-        seq = last if newest else facts[0].seq
+        seq = _last(reader, thread_id, facts) if newest else facts[0].seq
     try:
         seq = Past(reader).seq_at(thread_id, AsOf(seq=seq))
         return run_at(reader, thread_id, run_id, seq)
@@ -73,6 +71,16 @@ def _at(reader: LogReader, run_id: str, seq: int | None, *, newest: bool) -> Run
     except RunNotFound:
         first, last = facts[0].seq, facts[-1].seq
         raise Refused(f"run {run_id} was not there at seq {seq}; it is told of from {first} to {last}") from None
+
+
+def _last(reader: LogReader, thread_id: str, facts: Sequence[Recorded]) -> int:
+    """The newest seq at which the run is there: before it or its thread was deleted, if either was."""
+    deleted = next((each.seq for each in facts if each.fact.topic == "run.deleted"), None)
+    ends = [seq for seq in (deleted, gone_at(reader, thread_id, facts[0].seq)) if seq is not None]
+    if ends:
+        return min(ends) - 1
+    head = reader.head(thread_id)
+    return head.seq if head is not None else facts[-1].seq
 
 
 def _print(found: RunDiff) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Annotated
 
 import orjson
@@ -11,10 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from runs_api import history as histories
-from runs_api.terminal import Refused, migrated_database, out, printable
+from runs_api.terminal import Refused, command_settings, migrated_database, out, printable, where
 from runs_es.domain import Recorded
 from runs_es.log.reader import LogReader
-from runs_es.settings import Settings
+from runs_es.process_log import escaped
 from runs_projections.past import AsOf, Past
 from runs_projections.runs import RunRow
 
@@ -30,13 +31,13 @@ def history(
     ] = None,
 ) -> None:
     """Show what happened to a run: every fact, when, who did it, and why; also of a deleted run."""
-    settings = Settings()
+    settings = command_settings()
     with migrated_database(settings) as database:
         reader = LogReader(database.url, settings.db_schema, pool_size=1)
         try:
             facts = histories.facts_of(reader, run)
             if not facts:
-                raise Refused(f"there is no run {run} in {settings.db_schema}")
+                raise Refused(f"there is no run {run} in {where(settings)}")
             then = _as_of(reader, facts, as_of) if as_of is not None else None
         finally:
             reader.close()
@@ -49,8 +50,21 @@ def history(
     if not out.is_terminal:
         for row in (_COLUMNS, *map(_row, facts)):
             sys.stdout.write("\t".join(row) + "\n")
+        for line in _tracebacks(facts):
+            sys.stdout.write(line + "\n")
         return
     _print(run, facts, as_of, then)
+    for line in _tracebacks(facts):
+        out.print(Text(line))
+
+
+def _tracebacks(facts: list[Recorded]) -> Iterator[str]:
+    """The lines of what is recorded of agents' tracebacks, behind the table."""
+    for each in facts:
+        if told := histories.traceback_of(each.fact):
+            yield ""
+            yield f"at seq {each.seq}, {each.fact.topic}:"
+            yield from (escaped(line) for line in told.splitlines())
 
 
 def _as_of(reader: LogReader, facts: list[Recorded], seq: int) -> RunRow | None:
@@ -83,5 +97,5 @@ def _print(run: str, facts: list[Recorded], as_of: int | None, then: RunRow | No
 def _row(recorded: Recorded) -> tuple[str, ...]:
     provenance = recorded.provenance
     when = recorded.recorded_at[:23].replace("T", " ")
-    what = histories.what(recorded.fact)
+    what = histories.what(recorded.fact, for_operator=True)
     return str(recorded.seq), when, printable(what), printable(provenance.actor), printable(provenance.reason)

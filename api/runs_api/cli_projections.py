@@ -1,4 +1,4 @@
-"""`runs-es projections list | status | retry | skip`: how read models stand, and what to do about one that stopped."""
+"""`runs-es projections`: how read models stand, what to do about one that stopped, and about what is left behind."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from runs_api.terminal import Refused, migrated_database, out, user
+from runs_api.terminal import Refused, command_settings, err, migrated_database, out, size_of, user
 from runs_es.domain import Provenance
-from runs_es.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +24,7 @@ app = typer.Typer(
     name="projections",
     help="How read models stand, and what to do about one that stopped.",
     no_args_is_help=True,
+    add_completion=False,
 )
 
 Name = Annotated[str, typer.Argument(help="A read model that has stopped.")]
@@ -58,6 +58,11 @@ def status(
             f" `runs-es projections retry {first.name}`; to pass over the fact at position {first.failed_position}:"
             f" `runs-es projections skip {first.name} --reason TEXT`"
         )
+    for each in (each for each in statuses if each.state == "left behind" and not json):
+        err.print(
+            f"version {each.version} of {each.name} is left behind: when no process of an older release runs any more,"
+            f" `runs-es projections drop {each.name} {each.version}` takes it away"
+        )
     late = [each.name for each in statuses if each.state != "left behind" and each.lag_seconds > max_lag]
     if late:
         raise Refused(f"{', '.join(late)}: more than {max_lag:g} s behind the log; is a server or worker running?")
@@ -88,12 +93,39 @@ def skip(
     out.print(f"{name}: position {position} is passed over; who and why is on record in the log")
 
 
+@app.command()
+def drop(
+    name: Annotated[str, typer.Argument(help="A read model.")],
+    version: Annotated[int, typer.Argument(min=1, help="The version that is left behind.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Forget a version that no release in use has any more, and what its table holds. Looks first, and then asks."""
+    from runs_projections import removal, tracking
+    from runs_projections.loading import load_projections
+
+    settings = command_settings()
+    projections = load_projections(settings)
+    with (
+        migrated_database(settings) as database,
+        tracking.connect(database.url, settings.db_schema, "removal") as connection,
+    ):
+        try:
+            found = removal.remains(connection, settings.db_schema, projections, name, version)
+        except removal.NotLeftBehind as error:
+            raise Refused(str(error)) from error
+        table = f"and {size_of(found.size)} in the table {found.table}" if found.table else "which has no table here"
+        if not yes:
+            typer.confirm(f"Drop version {version} of {name}, {table}?", abort=True)
+        removal.drop(connection, settings.db_schema, found)
+    out.print(f"dropped version {version} of {name}, {table}")
+
+
 def _decide(decide: Callable[[EventLog, AnyProjection, Provenance], int], name: str, reason: str) -> int:
     from runs_es.log.event_log import EventLog
     from runs_projections.interventions import NotStopped
     from runs_projections.loading import find, load_projections
 
-    settings = Settings()
+    settings = command_settings()
     try:
         projection = find(load_projections(settings), name)
     except ValueError as error:
@@ -114,7 +146,7 @@ def _statuses() -> list[ProjectionStatus]:
     from runs_projections import tracking
     from runs_projections.loading import load_projections
 
-    settings = Settings()
+    settings = command_settings()
     projections = load_projections(settings)
     with (
         migrated_database(settings) as database,

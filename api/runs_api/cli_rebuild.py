@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
+import orjson
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from runs_api.terminal import Refused, err, migrated_database, out
-from runs_es.settings import Settings
+from runs_api.terminal import Refused, command_settings, err, migrated_database, out
 
 if TYPE_CHECKING:
     from runs_projections.projection import AnyProjection
@@ -35,6 +37,7 @@ def rebuild(
     source: Annotated[
         str | None, typer.Option("--from", help="URL of a replica to read the log from, but for its newest facts.")
     ] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object: rows, seconds, differences.")] = False,
 ) -> None:
     """Make read models again from the log, while the service runs; or verify that they are what the log says.
 
@@ -44,7 +47,7 @@ def rebuild(
     from runs_projections.loading import load_projections
     from runs_projections.rebuild import rebuild as make_again
 
-    settings = Settings()
+    settings = command_settings()
     projections = load_projections(settings)
     _check_version(projections, names, version)
     with migrated_database(settings) as database, _progress() as progress:
@@ -65,7 +68,11 @@ def rebuild(
             raise Refused(str(error), 2) from error
         except RebuildFailed as error:
             raise Refused(f"{error}; the live read model is as it was") from error
-    _print_report(report, verify)
+    if json:
+        sys.stdout.write(orjson.dumps(asdict(report), default=str).decode() + "\n")
+    else:
+        _print_report(report, verify)
+    _refuse_differences(report)
 
 
 def _check_version(projections: Sequence[AnyProjection], names: list[str] | None, version: int | None) -> None:
@@ -113,7 +120,11 @@ def _print_report(report: RebuildReport, verify: bool) -> None:
     for difference in report.differences:
         where = f"{difference.name} {'/'.join(difference.key)} {difference.column}".rstrip()
         out.print(Text(f"  {where}: expected {difference.expected}, found {difference.found}", "red"))
+    if not report.differences:
+        out.print("identical to what the log says")
+
+
+def _refuse_differences(report: RebuildReport) -> None:
     if report.differences:
         wrong = " ".join(sorted({difference.name for difference in report.differences}))
         raise Refused(f"the read models differ from the log; `runs-es rebuild {wrong}` makes them again")
-    out.print("identical to what the log says")

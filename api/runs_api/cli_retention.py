@@ -6,17 +6,18 @@ import sys
 from enum import StrEnum
 from typing import Annotated, Any
 
+import orjson
 import typer
 from psycopg import Connection
 from psycopg.errors import LockNotAvailable
 from rich.table import Table
 from rich.text import Text
 
-from runs_api.terminal import Refused, migrated_database, out, user
+from runs_api.terminal import Refused, command_settings, migrated_database, out, size_of, user, where
 from runs_es.domain import ConflictError, Provenance, RunStatus, ThreadNotFound
 from runs_es.log import retention
 from runs_es.log.event_log import EventLog
-from runs_es.log.retention import Action, Plan, Step
+from runs_es.log.retention import Action, Erasable, Plan, Step
 from runs_es.settings import Settings
 
 _DONE = {Action.KEEP: "kept", Action.ROTATE: "closed", Action.DROP: "dropped"}
@@ -45,9 +46,10 @@ def retain(
     older_than_days: Annotated[
         float, typer.Option("--older-than-days", min=0, help="With --status or --thread: ended so long ago.")
     ] = 0.0,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object: segments, and what came back.")] = False,
 ) -> None:
     """Drop streamed frames that are no longer to be kept (RUNS_ES_KEEP_STREAMS_*); what happened stays on record."""
-    settings = Settings()
+    settings = command_settings()
     if older_than_days and not (status or thread):
         raise Refused(
             "--older-than-days goes with --status or --thread; by age alone, set RUNS_ES_KEEP_STREAMS_DAYS", 2
@@ -58,9 +60,9 @@ def retain(
     ):
         try:
             if status or thread:
-                _retain_runs(connection, status or None, thread, older_than_days, dry_run)
+                _retain_runs(connection, status or None, thread, older_than_days, dry_run, json)
             else:
-                _retain_segments(connection, settings, dry_run)
+                _retain_segments(connection, settings, dry_run, json)
         except retention.RetentionBusy as error:
             raise Refused(str(error)) from error
         except LockNotAvailable as error:
@@ -69,20 +71,43 @@ def retain(
             ) from error
 
 
-def _retain_segments(connection: Connection[Any], settings: Settings, dry_run: bool) -> None:
-    _print((retention.plan if dry_run else retention.apply)(connection, settings), dry_run)
+def _retain_segments(connection: Connection[Any], settings: Settings, dry_run: bool, json: bool) -> None:
+    plan = (retention.plan if dry_run else retention.apply)(connection, settings)
+    if json:
+        sys.stdout.write(orjson.dumps(_as_json(plan, dry_run)).decode() + "\n")
+        return
+    _print(plan, dry_run)
     if not retention.is_asked_for(settings):
         out.print("nothing is dropped: set RUNS_ES_KEEP_STREAMS_DAYS or RUNS_ES_KEEP_STREAMS_BYTES")
 
 
 def _retain_runs(
-    connection: Connection[Any], ended: list[Ended] | None, thread: str | None, days: float, dry_run: bool
+    connection: Connection[Any], ended: list[Ended] | None, thread: str | None, days: float, dry_run: bool, json: bool
 ) -> None:
     statuses = None if ended is None else [RunStatus(each.value) for each in ended]
     deleted = retention.delete_pages(
         connection, thread_id=thread, statuses=statuses, older_than_days=days, dry_run=dry_run
     )
+    if json:
+        told = {"dry_run": dry_run, "pages": deleted.rows, "runs": deleted.runs}
+        sys.stdout.write(orjson.dumps(told).decode() + "\n")
+        return
     out.print(f"{deleted.rows:,} pages of {deleted.runs:,} runs {'would be deleted' if dry_run else 'deleted'}")
+
+
+def _as_json(plan: Plan, dry_run: bool) -> dict[str, Any]:
+    segments = [
+        {
+            "segment": step.segment.number,
+            "created_at": step.segment.created_at.isoformat(),
+            "bytes": step.segment.size,
+            "rows": step.rows,
+            "action": step.action.value,
+            "why": step.why,
+        }
+        for step in plan.steps
+    ]
+    return {"dry_run": dry_run, "segments": segments, "bytes_back": plan.bytes_back, "runs_that_lose_frames": plan.runs}
 
 
 def _print(plan: Plan, dry_run: bool) -> None:
@@ -110,45 +135,46 @@ def _row(step: Step, words: dict[Action, str]) -> tuple[str, ...]:
     return str(segment.number), created, size_of(segment.size), rows, words[step.action], step.why
 
 
-def size_of(size: int) -> str:
-    """A number of bytes for people."""
-    amount = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if amount < 1024:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} TiB"
-
-
 def erase(
     thread: Annotated[str, typer.Argument(help="A thread's id.")],
     reason: Annotated[str, typer.Option("--reason", help="Why; it stays on record.")],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     force: Annotated[bool, typer.Option("--force", help="End its active runs too.")] = False,
 ) -> None:
-    """Delete a thread for good: runs, messages, frames. Who did it, when and why is all that stays."""
+    """Delete a thread for good: runs, messages, frames. Who did it, when and why is all that stays.
+
+    Looks first, says how much there is, and then asks.
+    """
     from runs_projections.live import LiveProjector
     from runs_projections.loading import load_projections
 
     if not reason.strip():
         raise Refused("--reason must say something: it is all that will be left", 2)
-    settings = Settings()
-    with migrated_database(settings) as database:
-        if not yes:
-            typer.confirm(f"Erase thread {thread} for good?", abort=True)
-        with (
-            EventLog(database.url, settings.db_schema, pool_size=2) as log,
-            LiveProjector(log, load_projections(settings)) as projector,
-        ):
-            provenance = Provenance(actor=f"shell:{user()}", reason=reason.strip())
-            try:
+    settings = command_settings()
+    with (
+        migrated_database(settings) as database,
+        EventLog(database.url, settings.db_schema, pool_size=2) as log,
+    ):
+        provenance = Provenance(actor=f"shell:{user()}", reason=reason.strip())
+        try:
+            found = retention.erasable(log, thread, force=force)
+            if found.is_nothing:
+                raise Refused(f"thread {thread} was erased before; nothing of it is left in {where(settings)}")
+            if not yes:
+                typer.confirm(f"Erase thread {thread} for good: {_contents(found)}?", abort=True)
+            with LiveProjector(log, load_projections(settings)) as projector:
                 erased = retention.erase_thread(log, thread, provenance=provenance, force=force)
-            except ThreadNotFound as error:
-                raise Refused(f"there is no thread {thread} in {settings.db_schema}") from error
-            except ConflictError as error:
-                raise Refused(f"{error} (--force)") from error
-            is_applied = projector.wait_for(erased.position, _PROJECTION_SECONDS)
+                is_applied = projector.wait_for(erased.position, _PROJECTION_SECONDS)
+        except ThreadNotFound as error:
+            raise Refused(f"there is no thread {thread} in {where(settings)}") from error
+        except ConflictError as error:
+            raise Refused(f"{error} (--force)") from error
     out.print(Text(f"erased thread {thread}: {erased.rows:,} rows; event {erased.seq} says who and why"))
     out.print("its checkpoints go with the next sweep of a worker")
     if not is_applied:
         raise Refused("the read models still lag behind; they lose the thread as soon as a server has caught up")
+
+
+def _contents(found: Erasable) -> str:
+    active = f" ({found.active:,} not ended)" if found.active else ""
+    return f"{found.runs:,} runs{active}, {found.facts:,} facts and {found.pages:,} pages of frames"

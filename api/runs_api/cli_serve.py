@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import signal
 import socket
 import sys
@@ -11,24 +10,26 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import StrEnum
+from ipaddress import ip_address
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Annotated
 
 import orjson
 import typer
-from psycopg.conninfo import conninfo_to_dict
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from runs_api.meta import version_of
-from runs_api.terminal import Refused, out
-from runs_es.database import Database
+from runs_api.stopping import AGAIN, Interrupts
+from runs_api.terminal import Refused, command_settings, out, where
 from runs_es.domain import StoreUnavailable
 from runs_es.execution.routes import Routes
+from runs_es.process_log import configure
 from runs_es.settings import Settings
 
 if TYPE_CHECKING:
+    from runs_api.browser_access import BrowserRules
     from runs_es.execution.supervisor import WorkerSupervisor
     from runs_projections.wiring import Store
 
@@ -46,7 +47,11 @@ Config = Annotated[
     Path | None,
     typer.Option("--config", help="A langgraph.json that names your graphs; without it, the demo agent."),
 ]
-Level = Annotated[LogLevel, typer.Option("--log-level", help="What to log, to standard error.")]
+Level = Annotated[
+    LogLevel | None,
+    typer.Option("--log-level", help="What to log, to standard error; without it RUNS_ES_LOG_LEVEL."),
+]
+HIDDEN = "errors of agents are hidden from clients; RUNS_ES_SHOW_ERRORS=always shows them"
 Concurrency = Annotated[
     int | None,
     typer.Option(min=1, max=1000, help="Runs executed at once; without it RUNS_ES_CONCURRENCY."),
@@ -61,35 +66,37 @@ def serve(
         bool, typer.Option("--worker/--no-worker", help="Execute runs in this process too, or leave it to `work`.")
     ] = True,
     concurrency: Concurrency = None,
-    log_level: Level = LogLevel.WARNING,
+    log_level: Level = None,
     access_log: Annotated[bool, typer.Option("--access-log", help="Log every request.")] = False,
 ) -> None:
     """Run the HTTP server: migrates the database, serves the API, and executes runs unless told not to."""
     from runs_api.app import create_app
+    from runs_api.browser_access import BrowserRules
     from runs_api.cron_runs import cron_runs
     from runs_api.server import run_server
     from runs_projections.wiring import open_store
 
     settings = _settings(concurrency)
-    _log_to_stderr(LogLevel.INFO if access_log and log_level is LogLevel.WARNING else log_level)
+    _log_to_stderr(settings, log_level, access_log=access_log)
     with (
-        _ended_by_sigterm(),  # until the server is up and takes it itself
+        _ended_by_signals() as interrupts,  # until the server is up and takes them itself
         _listener(host, port) as listener,
-        open_store(settings, config=config, work=worker) as store,
+        open_store(settings := _served_on(listener, settings), config=config, work=worker) as store,
     ):
-        url = _url(host, listener.getsockname()[1])
-        service = create_app(store, settings)
+        address, port = listener.getsockname()[:2]
+        url = _url(host, port)
+        is_local = ip_address(address).is_loopback
+        service = create_app(store, settings, is_local=is_local)
         store.fire_crons(cron_runs(store.registry))
         _settle_memory()
         healthy = run_server(
             service,
             listener,
-            on_start=lambda: _greet(url, store, settings),
-            on_stop=lambda: _stop(store),
+            on_start=lambda: _greet(url, store, settings, BrowserRules(settings, is_local=is_local)),
+            on_stop=lambda: _stop(store, interrupts),
             is_healthy=lambda: store.worker is None or store.worker.is_alive,
-            log_level="info" if access_log else log_level.value,
             access_log=access_log,
-            drain_seconds=settings.drain_seconds,
+            settings=settings,
         )
     if not healthy:
         raise Refused("the worker stopped unexpectedly; see the log above, and start again")
@@ -97,12 +104,19 @@ def serve(
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+def _ended_by_signals() -> Iterator[Interrupts]:
+    interrupts = Interrupts(_interrupt)
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, interrupts)
     try:
-        yield
+        yield interrupts
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def work(
@@ -113,27 +127,28 @@ def work(
     ] = None,
     concurrency: Concurrency = None,
     drain: Annotated[bool, typer.Option("--drain", help="End when no due run of these queues is left.")] = False,
-    log_level: Level = LogLevel.WARNING,
+    log_level: Level = None,
 ) -> None:
     """Execute runs in this process, without an HTTP server, until SIGTERM or Ctrl+C."""
     from runs_api.cron_runs import cron_runs
     from runs_projections.wiring import open_store
 
-    settings = _settings(concurrency)
+    settings = _without_texts_of_errors(_settings(concurrency))
     queues = _known(queue or [], settings)
-    _log_to_stderr(log_level)
+    _log_to_stderr(settings, log_level)
     stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
+    interrupts = Interrupts(stopping.set)
+    signal.signal(signal.SIGINT, interrupts)
+    signal.signal(signal.SIGTERM, lambda *_: _stop_working(interrupts, stopping))
     with open_store(settings, config=config, work=True, queues=queues) as store:
         assert store.worker is not None
         if not drain:
             store.fire_crons(cron_runs(store.registry))
         _settle_memory()
         taken = f" of {', '.join(queues)}" if queues else ""
-        out.print(
-            f"runs-es worker: up to {settings.concurrency} runs{taken} at once, on {where(store.database, settings)}"
-        )
+        out.print(f"runs-es worker: up to {settings.concurrency} runs{taken} at once, on {where(settings)}")
+        if settings.show_errors == "never":
+            out.print(HIDDEN)
         if drain:
             _work_until_empty(store, store.worker, queues, stopping)
         else:
@@ -142,10 +157,15 @@ def work(
                 pass
         healthy = store.worker.is_alive
         if healthy and stopping.is_set():
-            out.print(f"stopping: runs have {settings.drain_seconds:g} s to finish")
+            out.print(f"stopping: runs have {settings.drain_seconds:g} s to finish; {AGAIN}")
     if not healthy:
         raise Refused("the worker stopped unexpectedly; see the log above, and start again")
     out.print("stopped")
+
+
+def _stop_working(interrupts: Interrupts, stopping: Event) -> None:
+    interrupts.stopping = True
+    stopping.set()
 
 
 def _work_until_empty(store: Store, worker: WorkerSupervisor, queues: Collection[str], stopping: Event) -> None:
@@ -186,7 +206,7 @@ def _left(store: Store, queues: Collection[str], goes_on: Callable[[], bool]) ->
 
 
 def _settings(concurrency: int | None) -> Settings:
-    settings = Settings()
+    settings = command_settings()
     return settings if concurrency is None else settings.model_copy(update={"concurrency": concurrency})
 
 
@@ -199,8 +219,26 @@ def _known(queues: Sequence[str], settings: Settings) -> Sequence[str]:
     return queues
 
 
-def _log_to_stderr(level: LogLevel) -> None:
-    logging.basicConfig(level=level.value.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+def _served_on(listener: socket.socket, settings: Settings) -> Settings:
+    """The settings of a server bound to this address: who can reach it only from this machine sees what agents say."""
+    address = ip_address(listener.getsockname()[0].partition("%")[0])
+    if settings.show_errors != "auto":
+        return settings
+    return settings.model_copy(update={"show_errors": "always" if address.is_loopback else "never"})
+
+
+def _without_texts_of_errors(settings: Settings) -> Settings:
+    """The settings of a worker: it is bound to no address, and does not know who reads what it writes."""
+    return settings.model_copy(update={"show_errors": "never"}) if settings.show_errors == "auto" else settings
+
+
+def _log_to_stderr(settings: Settings, level: LogLevel | None, *, access_log: bool = False) -> None:
+    levels = {"uvicorn.access": "INFO"} if access_log else {}
+    configure(
+        level=level.value.upper() if level is not None else settings.log_level,
+        levels={**levels, **settings.log_levels},
+        form=settings.log_format,
+    )
 
 
 @contextmanager
@@ -232,18 +270,24 @@ def _settle_memory() -> None:
     gc.set_threshold(20_000, 20, 50)
 
 
-def _greet(url: str, store: Store, settings: Settings) -> None:
-    names = store.registry.names if store.registry is not None else []
+def _greet(url: str, store: Store, settings: Settings, rules: BrowserRules) -> None:
+    broken = store.registry.broken if store.registry is not None else {}
+    names = [name for name in store.registry.names if name not in broken] if store.registry is not None else []
     executes = f"in this process, {settings.concurrency} runs at once" if store.worker else "none; start `runs-es work`"
     lines = (
         ("API", f"{url}  (described at {url}/docs)"),
         ("graphs", ", ".join(names)),
-        ("data", where(store.database, settings)),
+        ("data", where(settings)),
         ("worker", executes),
+        ("open to", str(rules)),
     )
     out.print(Text(f"runs-es {version_of('runs-es')}", "bold"))
     for name, value in lines:
         out.print(Text.assemble((f"  {name:<8}", "cyan"), value))
+    if settings.show_errors == "never":
+        out.print(Text.assemble(("  errors  ", "cyan"), " hidden from clients; RUNS_ES_SHOW_ERRORS=always shows them"))
+    for name, error in broken.items():
+        out.print(Text.assemble(("  broken  ", "bold red"), f"{name}: {error.problem}"))
     if store.migrated:
         out.print(Text.assemble(("  migrated", "cyan"), " ", ", ".join(store.migrated)))
     if names:
@@ -261,17 +305,9 @@ def _example(url: str, graph: str) -> str:
     return f"  curl -N {url}/runs/stream -H 'Content-Type: application/json' -d '{orjson.dumps(body).decode()}'"
 
 
-def _stop(store: Store) -> None:
-    out.print("stopping: streams are cut, to be joined again elsewhere; runs are finished or handed over")
+def _stop(store: Store, interrupts: Interrupts) -> None:
+    interrupts.stopping = True  # a Ctrl+C that finds it closing the store is not the first
+    out.print(f"stopping: streams are cut, to be joined again elsewhere; runs are finished or handed over; {AGAIN}")
     store.stop_waiting()
     if store.worker is not None:
         store.worker.drain()  # while requests under way are answered, not after them
-
-
-def where(database: Database, settings: Settings) -> str:
-    """The database in words, without its password."""
-    if settings.database_url is None:
-        return f"{settings.data_dir} (embedded PostgreSQL)"
-    parts = conninfo_to_dict(database.url)
-    port = f":{parts['port']}" if parts.get("port") else ""
-    return f"{parts.get('host') or 'localhost'}{port}/{parts.get('dbname') or ''}, schema {settings.db_schema}"

@@ -20,11 +20,10 @@ from urllib.request import Request, urlopen
 import orjson
 import typer
 
-from runs_api.terminal import Refused, migrated_database, out
+from runs_api.terminal import Refused, command_settings, migrated_database, out, where
 from runs_es.domain import RunNotFound
 from runs_es.log.event_log import EventLog
 from runs_es.log.pages import data_of, event_of
-from runs_es.settings import Settings
 from runs_es.streams.cursor import End, Frames, Gap, RunStreams
 from runs_es.streams.hub import Hub
 
@@ -52,12 +51,15 @@ def tail(
     if url is not None:
         gap = follow_server(url, run, after, show)
     else:
-        settings = Settings()
+        settings = command_settings()
         with (
             migrated_database(settings) as database,
             EventLog(database.url, settings.db_schema, pool_size=2) as log,
         ):
-            gap = asyncio.run(_follow(log, run, after, show))
+            try:
+                gap = asyncio.run(_follow(log, run, after, show))
+            except RunNotFound:
+                raise Refused(f"there is no run {run} in {where(settings)}") from None
     if gap is not None:
         raise Refused(_in_words(gap), GAP)
 
@@ -99,17 +101,14 @@ def _in_words(gap: dict[str, Any]) -> str:
 
 
 async def _follow(log: EventLog, run_id: str, after: int, show: Printer) -> dict[str, Any] | None:
-    """Show the stream; the gap it ended with, if it did."""
+    """Show the stream; the gap it ended with, if it did. Raises RunNotFound."""
     with ThreadPoolExecutor(2, "runs-es tail") as threads:
         # No ring: whatever is committed is committed elsewhere.
         streams = RunStreams(Hub(log, ring_bytes=0), log.reader, threads)
         facts = await asyncio.get_running_loop().run_in_executor(threads, log.reader.run_facts, run_id)
         if not facts:
-            raise Refused(f"there is no run {run_id} in {log.schema}")
-        try:
-            stream = await streams.open(facts[0].fact.thread_id, run_id, after, heartbeat=_HEARTBEAT)
-        except RunNotFound:
-            raise Refused(f"there is no run {run_id} in {log.schema}") from None
+            raise RunNotFound(run_id)
+        stream = await streams.open(facts[0].fact.thread_id, run_id, after, heartbeat=_HEARTBEAT)
         async for step in stream.steps():
             if isinstance(step, Frames):
                 show((seq, event_of(body), data_of(body)) for seq, body in step.items())

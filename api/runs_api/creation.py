@@ -19,7 +19,10 @@ _BOTH = (
     " LangGraph 0.6.0 and is the long term planned replacement for configurable."
 )
 # The platform's own keys: what a request says there is not for it to say.
-_INTERNAL = ("langgraph_auth_", "langgraph_request_id", "__")
+_PLATFORM = ("langgraph_auth_", "langgraph_request_id")
+_INTERNAL = (*_PLATFORM, "__")
+# LangGraph reads these out of `configurable`. Keys of a context that happen to have such a name are not meant for it.
+_CHECKPOINT_KEYS = frozenset({"checkpoint_id", "checkpoint_ns", "checkpoint_map"})
 
 
 def stateful(body: RunBody, caller: Caller, graphs: Graphs | None, thread_id: str) -> CreateRunCommand:
@@ -52,7 +55,7 @@ def _command(
     graph_id, assistant_id = assistant_of(graphs, body.assistant_id)
     run_id = new_id()
     ids = {"graph_id": graph_id, "assistant_id": assistant_id}
-    own = {"run_id": run_id, "thread_id": thread_id, **ids, "user_id": caller.user_id or ""}
+    configurable, context = _configurable_and_context(body, caller, {"run_id": run_id, "thread_id": thread_id, **ids})
     return CreateRunCommand(
         run_id=run_id,
         run_id_is_new=True,
@@ -62,8 +65,8 @@ def _command(
         input=body.input,
         command=(body.command.as_recorded() or None) if body.command else None,
         metadata={**body.config.metadata, **body.metadata, **ids},
-        config=_config(body, own),
-        context=body.context,
+        config=_config(body, configurable, ids),
+        context=context,
         scope=scope,
         on_disconnect=DisconnectMode(body.on_disconnect),
         multitask_strategy=MultitaskStrategy(body.multitask_strategy),
@@ -97,14 +100,33 @@ def assistant_of(graphs: Graphs | None, named: str) -> tuple[str, str]:
     )
 
 
-def _config(body: RunBody, own: Mapping[str, str]) -> dict[str, Any]:
-    """The config as asked for, and the run's own ids in it, over whatever a client wrote there."""
-    asked = {key: value for key, value in body.config.configurable.items() if not key.startswith(_INTERNAL)}
-    ids = {key: own[key] for key in ("graph_id", "assistant_id")}
+def _configurable_and_context(
+    body: RunBody, caller: Caller, own: Mapping[str, str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`configurable` and `context` of the run. Whichever of the two a client sends, a graph finds it in the other too.
+
+    `own` are the run's ids, which win over whatever a client wrote there. So does the user who is known; where none is,
+    `user_id` is the client's to say.
+    """
+    if body.context:
+        asked = {key: value for key, value in body.context.items() if key not in _CHECKPOINT_KEYS}
+    else:
+        asked = body.config.configurable
+    asked = {key: value for key, value in asked.items() if not key.startswith(_INTERNAL)}
+    user_id = caller.user_id if caller.user_id is not None else asked.get("user_id", "")
+    configurable = {**asked, **own, "user_id": user_id}
+    if body.context:
+        return configurable, {key: value for key, value in body.context.items() if not key.startswith(_PLATFORM)}
+    return configurable, {key: configurable[key] for key in asked}
+
+
+def _config(body: RunBody, configurable: Mapping[str, Any], ids: Mapping[str, str]) -> dict[str, Any]:
+    """The config as asked for, with the run's own ids in it."""
     return {
-        **body.config.model_dump(exclude_unset=True),
+        # Not dumped, which would copy whatever is inside: no field of it is a model.
+        **{name: value for name, value in body.config if name in body.config.model_fields_set},
         "metadata": {"created_by": "system", **body.config.metadata, **body.metadata, **ids},
-        "configurable": {**asked, **own},
+        "configurable": dict(configurable),
     }
 
 

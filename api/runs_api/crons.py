@@ -56,13 +56,13 @@ async def _created(body: CronBody, edge: Edge, caller: Caller, thread_id: str | 
         enabled=body.enabled,
         run_thread_id=thread_id,
         on_run_completed=None if thread_id is not None else body.on_run_completed or "delete",
-        payload=body.payload(),
+        payload=await edge.read(body.payload),
         metadata=body.metadata,
         user_id=caller.user_id,
     )
     _try_out(edge, new)
     cron = await edge.read(edge.store.crons.create, new, provenance=caller.provenance)
-    return Json(cron_body(cron))
+    return await edge.json(cron_body(cron))
 
 
 def _try_out(edge: Edge, new: NewCron) -> None:
@@ -87,7 +87,7 @@ async def search_crons(body: CronSearchBody, edge: EdgeOf, caller: CallerOf) -> 
         sort_order=body.sort_order,
     )
     rows = selected(map(cron_body, found[: body.limit]), body.select)
-    return Json(rows, headers={**freshness(found), **pagination(found, body.limit, body.offset)})
+    return await edge.json(rows, headers={**freshness(found), **pagination(found, body.limit, body.offset)})
 
 
 @router.post("/runs/crons/count", response_model=int, summary="Count crons")
@@ -112,7 +112,7 @@ def _filters(edge: Edge, caller: Caller, body: CronFilterBody) -> dict[str, Any]
 
 @router.get("/runs/crons/{cron_id}", response_model=Cron, summary="Get a cron")
 async def get_cron(cron_id: CronIdPath, edge: EdgeOf, caller: CallerOf) -> Response:
-    return Json(cron_body(await _seen(edge, caller, cron_id)))
+    return await edge.json(cron_body(await _seen(edge, caller, cron_id)))
 
 
 @router.patch("/runs/crons/{cron_id}", response_model=Cron, summary="Change a cron")
@@ -125,7 +125,9 @@ async def patch_cron(cron_id: CronIdPath, body: CronPatchBody, edge: EdgeOf, cal
         _check(edge, CronSnapshot(**{**vars(cron), **changes}))
         return changes
 
-    return Json(cron_body(await edge.read(edge.store.crons.update, cron_id, change, provenance=caller.provenance)))
+    return await edge.json(
+        cron_body(await edge.read(edge.store.crons.update, cron_id, change, provenance=caller.provenance))
+    )
 
 
 def _changes(body: CronPatchBody, cron: CronSnapshot) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from runs_api.joins import Seat
 from runs_api.sse import EventStream
 from runs_api.waiting import ResultWhenEnded
 from runs_es.domain import DisconnectMode, FramesGone, RunDomainError, RunEnded, RunNotFound, ThreadNotFound
+from runs_es.execution.omissions import is_omission
 from runs_es.service.commands import CancelRunCommand, CreateRunCommand, GetRunQuery, JoinRunStreamCommand
 from runs_es.service.views import RunSnapshot, RunStreamHandle
 from runs_es.streams.cursor import End, Step, parse_cursor
@@ -158,7 +159,8 @@ class Delivery:
 
     async def result(self, thread_id: str, run_id: str) -> Any:
         """What the run came to. One that streamed no values has them from the thread's state, where there is one; one
-        whose frames retention has deleted, from the state that it ended in.
+        whose frames retention has deleted, or whose last values were too large for a frame, from the state that it
+        ended in.
         """
         try:
             result = await self._service.result(thread_id, run_id)
@@ -166,6 +168,9 @@ class Delivery:
             left = await self._state_left(thread_id, run_id, of_run=True)
             message = f"{gone}; no state of the run is left either"
             return {"__error__": {"error": "FramesGone", "message": message}} if left is None else left
+        if is_omission(result):
+            left = await self._state_left(thread_id, run_id, of_run=True)
+            return result if left is None else left
         if result != {}:
             return result
         left = await self._state_left(thread_id, run_id)

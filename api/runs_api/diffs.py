@@ -12,8 +12,9 @@ from runs_api.as_of import run_as_of
 from runs_api.caller import Caller, CallerOf
 from runs_api.edge import Edge, EdgeOf
 from runs_api.errors import ApiError
+from runs_api.outlived import last_seq
 from runs_api.requests import RunIdPath, RunIdText, Seq, ThreadIdPath
-from runs_api.responses import ERRORS, Json
+from runs_api.responses import ERRORS
 from runs_es.domain import RunNotFound
 from runs_es.service.commands import GetRunQuery
 from runs_es.service.views import RunSnapshot
@@ -70,15 +71,15 @@ async def diff_run(
         sides = await _now(edge, caller, thread_id, run_id), await _now(edge, caller, None, other)
     else:
         sides = await _moments(edge, caller, thread_id, run_id, start, end)
-    return Json(diff_body(await edge.read(diff, *sides)))
+    return await edge.json(diff_body(await edge.read(diff, *sides)))
 
 
 async def _now(edge: Edge, caller: Caller, thread_id: str | None, run_id: str) -> RunAt:
     query = GetRunQuery(run_id=run_id, thread_id=thread_id, user_id=caller.user_id)
-    run = await edge.store.service.get_run(query)
+    run = await edge.store.service.get_recorded_run(query)
     if run is None:
         raise RunNotFound(run_id)
-    return await _at(edge, run, await _head(edge, run))
+    return await _at(edge, run, await _newest(edge, caller, run.thread_id, run_id))
 
 
 async def _moments(
@@ -87,10 +88,7 @@ async def _moments(
     if start is not None and end is not None and start > end:
         raise ApiError(422, f"from: {start} is after to, which is {end}")
     if end is None:
-        run = await edge.store.service.get_run(GetRunQuery(run_id=run_id, thread_id=thread_id, user_id=caller.user_id))
-        if run is None:
-            raise RunNotFound(run_id)
-        end = await _head(edge, run)
+        end = await _newest(edge, caller, thread_id, run_id)
     last, end = await run_as_of(edge, caller, thread_id, run_id, AsOf(seq=end))
     if start is None:
         start = await edge.read(_created, edge, last)
@@ -105,8 +103,12 @@ def _created(edge: Edge, run: RunSnapshot) -> int:
     return bounds.created
 
 
-async def _head(edge: Edge, run: RunSnapshot) -> int:
-    head = await edge.read(edge.store.log.reader.head, run.thread_id)
+async def _newest(edge: Edge, caller: Caller, thread_id: str, run_id: str) -> int:
+    """The newest seq of the thread at which the run is there. Raises RunNotFound."""
+    last = await last_seq(edge, caller, thread_id, run_id)
+    if last is not None:
+        return last
+    head = await edge.read(edge.store.log.reader.head, thread_id)
     return head.seq if head is not None else 0
 
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
-from typing import Annotated, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 from fastapi import Depends, Request
 
 from runs_api.joins import Joins
+from runs_api.responses import Json, encoded, is_small
 from runs_api.store import Store
 from runs_es.domain import now
 from runs_es.settings import Settings
 
 WAITING = 24
+# A body of this size is parsed and validated in some hundred microseconds; a larger one in a thread.
+ON_LOOP_BYTES = 32 * 1024
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,7 +39,14 @@ class Edge:
     async def read(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         """Call `function` in a thread."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, partial(function, *arguments, **named))
+        call = partial(function, *arguments, **named)
+        return await loop.run_in_executor(self._threads, copy_context().run, call)
+
+    async def json(self, content: Any, *, headers: Mapping[str, str] | None = None) -> Json:
+        """The answer with this content, encoded in a thread when it is not small."""
+        if is_small(content):
+            return Json(content, headers=headers)
+        return Json(await self.read(encoded, content), headers=headers)
 
     def close(self) -> None:
         """Let go of the threads; does not wait for a read that hangs."""

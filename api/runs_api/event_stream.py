@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from starlette.responses import Response
 
 from runs_api.caller import Caller
 from runs_api.delivery import RECHECK_SECONDS
-from runs_api.edge import Edge
+from runs_api.edge import ON_LOOP_BYTES, Edge
 from runs_api.responses import encoded, event_body
 from runs_api.sse import Encoded, EventStream
 from runs_es.service.views import StoredRunEvent
-from runs_es.streams.cursor import Step
+from runs_es.streams.cursor import MAX_SEQ, Step
 from runs_es.streams.thread_cursor import EventFeed, Stored, open_feed
 from runs_projections.events import EventTypes, row_events
 from runs_projections.lookups import tombstone
@@ -22,13 +23,23 @@ _BREAKS = str.maketrans("\r\n\0", "   ")  # a name with these would end its line
 
 
 async def followed(
-    edge: Edge, caller: Caller, thread_id: str, run_id: str | None, after: int, types: Sequence[str] | None
+    edge: Edge,
+    caller: Caller,
+    thread_id: str,
+    run_id: str | None,
+    after: int,
+    types: Sequence[str] | None,
+    *,
+    upto: int | None = None,
 ) -> Response:
-    """The events after seq `after`, of a run if named, that are of these types or categories. Takes a seat."""
+    """The events after seq `after`, of a run if named, that are of these types or categories. Takes a seat.
+
+    Deletions of the thread after `upto` do not count.
+    """
     wanted = EventTypes(types)
     seat = edge.joins.admit(caller.user_id)
     try:
-        gone = await edge.read(tombstone, edge.store.log.reader, thread_id)
+        gone = await edge.read(tombstone, edge.store.log.reader, thread_id, MAX_SEQ if upto is None else upto)
         feed = await open_feed(
             edge.store.streams,
             thread_id,
@@ -51,9 +62,16 @@ async def followed(
 async def _steps(feed: EventFeed, thread_id: str, wanted: EventTypes) -> AsyncIterator[Step | Encoded]:
     async for step in feed.steps():
         if isinstance(step, Stored):
-            yield Encoded(b"".join(map(_event, row_events(thread_id, step.row, step.after, wanted))))
+            if len(step.row.state) > ON_LOOP_BYTES:
+                yield Encoded(await asyncio.to_thread(_events, thread_id, step, wanted))
+            else:
+                yield Encoded(_events(thread_id, step, wanted))
         else:
             yield step
+
+
+def _events(thread_id: str, step: Stored, wanted: EventTypes) -> bytes:
+    return b"".join(map(_event, row_events(thread_id, step.row, step.after, wanted)))
 
 
 def _event(event: StoredRunEvent) -> bytes:

@@ -12,12 +12,14 @@ from runs_api.caller import Caller, CallerOf
 from runs_api.edge import Edge, EdgeOf
 from runs_api.errors import ApiError
 from runs_api.event_stream import EVENT_STREAM, followed
+from runs_api.outlived import last_seq
 from runs_api.requests import LastEventId, Names, RunIdPath, Seq, ThreadIdPath
-from runs_api.responses import ERRORS, Error, Event, Json, event_body, freshness
+from runs_api.responses import ERRORS, Error, Event, event_body, freshness
 from runs_api.threads import must_see
 from runs_es.domain import RunNotFound
 from runs_es.service.commands import GetRunQuery
 from runs_es.streams.cursor import parse_cursor
+from runs_projections.events import list_events
 
 router = APIRouter(prefix="/threads/{thread_id}", tags=["Events"], responses=ERRORS)
 
@@ -79,10 +81,11 @@ async def list_run_events(
     limit: Many = 500,
     types: Types = None,
 ) -> Response:
-    await must_see_run(edge, caller, thread_id, run_id)
+    last = await last_seq(edge, caller, thread_id, run_id)
     if EVENT_STREAM in accept:
-        return await followed(edge, caller, thread_id, run_id, _cursor(last_event_id, after_seq, before_seq), types)
-    return await _events(edge, thread_id, run_id, after_seq, before_seq, limit, types)
+        after = _cursor(last_event_id, after_seq, before_seq)
+        return await followed(edge, caller, thread_id, run_id, after, types, upto=last)
+    return await _events(edge, thread_id, run_id, after_seq, before_seq, limit, types, upto=last)
 
 
 def _cursor(last_event_id: str | None, after_seq: int | None, before_seq: int | None) -> int:
@@ -107,14 +110,11 @@ async def _events(
     before_seq: int | None,
     limit: int,
     types: Sequence[str] | None,
+    upto: int | None = None,
 ) -> Response:
-    found = await edge.read(
-        edge.store.events.list_events_by_run,
-        thread_id,
-        run_id,
-        after_seq=after_seq,
-        before_seq=before_seq,
-        limit=limit,
-        types=types,
-    )
-    return Json([event_body(event) for event in found], headers=freshness(found))
+    bounds: dict[str, Any] = {"after_seq": after_seq, "before_seq": before_seq, "limit": limit, "types": types}
+    if upto is not None:  # nothing comes to it any more
+        gone = await edge.read(list_events, edge.store.log.reader, thread_id, run_id, **bounds, upto=upto)
+        return await edge.json([event_body(event) for event in gone])
+    found = await edge.read(edge.store.events.list_events_by_run, thread_id, run_id, **bounds)
+    return await edge.json([event_body(event) for event in found], headers=freshness(found))

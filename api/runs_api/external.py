@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hmac
 from datetime import datetime
-from ipaddress import ip_address
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends, Header, Request
+from fastapi import APIRouter, Depends, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
@@ -16,36 +14,10 @@ from runs_api.errors import ApiError
 from runs_api.external_requests import ClaimBody, ContentBody, FinishBody, StatedBody
 from runs_api.requests import JsonRoute, RunIdPath
 from runs_api.responses import ERRORS, Error, Json, Run, run_body
+from runs_api.worker_access import worker_allowed
 from runs_es.domain import Run as DomainRun
 from runs_es.execution.external import Claimed, Refused, Written
 from runs_es.service.views import RunSnapshot
-
-_FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
-
-
-async def worker_allowed(request: Request, edge: EdgeOf, authorization: Annotated[str | None, Header()] = None) -> None:
-    """Raises ApiError for who does not know the token; without one, for who is not on this machine, or is a browser's
-    page: those may call from anywhere.
-    """
-    token = edge.settings.worker_token
-    if token is not None:
-        kind, _, given = (authorization or "").partition(" ")
-        expected = token.get_secret_value().encode()
-        if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), expected):
-            raise ApiError(
-                401, "Authorization: Bearer … must be the token of RUNS_ES_WORKER_TOKEN", {"WWW-Authenticate": "Bearer"}
-            )
-        return
-    foreign = any(name in request.headers for name in (*_FORWARDED, "origin"))
-    if foreign or request.client is None or not _is_loopback(request.client.host):
-        raise ApiError(403, "external workers on other machines need a token: set RUNS_ES_WORKER_TOKEN here and there")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class RefusalBody(Error):
@@ -60,7 +32,10 @@ class RefusalBody(Error):
 _ERRORS = {
     **ERRORS,
     401: {"model": Error, "description": "Not the token of RUNS_ES_WORKER_TOKEN"},
-    403: {"model": Error, "description": "No token is set, and the worker is not on this machine"},
+    403: {
+        "model": Error,
+        "description": "No token is set, and there are users, or the request may not come from this machine",
+    },
     409: {"model": RefusalBody, "description": "The claim does not hold, the run is to be cancelled, or frames differ"},
     413: {"model": Error, "description": "Over a limit; the text names the setting"},
 }
@@ -116,7 +91,7 @@ async def claim_run(body: ClaimBody, request: Request, edge: EdgeOf) -> Response
         claimed = await edge.store.arrivals.first(look, body.wait_seconds)
     except Refused as refused:
         return _refusal(refused)
-    return Response(status_code=204) if claimed is None else Json(_claimed(edge, claimed))
+    return Response(status_code=204) if claimed is None else await edge.json(_claimed(edge, claimed))
 
 
 @router.post("/runs/{run_id}/append", response_model=WrittenTo, summary="Append messages, facts and events to a run")
@@ -124,7 +99,7 @@ async def append_to_run(run_id: RunIdPath, body: ContentBody, edge: EdgeOf) -> R
     """All of it or nothing. Sent again after a lost answer it lands once, as long as nothing else was sent between."""
     _bounded(edge, body)
     try:
-        written = await edge.read(edge.store.external.append, body.stated(run_id, body.frames), body.content())
+        written = await edge.read(lambda: edge.store.external.append(body.stated(run_id, body.frames), body.content()))
     except Refused as refused:
         return _refusal(refused)
     return Json(_written(written, None))
@@ -144,12 +119,15 @@ async def renew_run(run_id: RunIdPath, body: StatedBody, edge: EdgeOf) -> Respon
 async def finish_run(run_id: RunIdPath, body: FinishBody, edge: EdgeOf) -> Response:
     """With whatever is left to write. The answer is the run as it ended."""
     _bounded(edge, body)
-    stated = body.stated(run_id, body.frames)
+
+    def finished() -> DomainRun:
+        return edge.store.external.finish(body.stated(run_id, body.frames), body.content(), body.ending())
+
     try:
-        run = await edge.read(edge.store.external.finish, stated, body.content(), body.ending())
+        run = await edge.read(finished)
     except Refused as refused:
         return _refusal(refused)
-    return Json(_run(run))
+    return await edge.json(_run(run))
 
 
 @router.post("/runs/{run_id}/release", response_model=Run, summary="Hand a run back for another worker")
@@ -158,7 +136,7 @@ async def release_run(run_id: RunIdPath, body: StatedBody, edge: EdgeOf) -> Resp
         run = await edge.read(edge.store.external.release, body.stated(run_id))
     except Refused as refused:
         return _refusal(refused)
-    return Json(_run(run))
+    return await edge.json(_run(run))
 
 
 def _at_most(field: str, value: float, most: float, setting: str) -> None:

@@ -102,9 +102,9 @@ class ContentBody(StatedBody):
     """What a worker writes, in this order: messages, facts, events."""
 
     frames: Count = Field(description="how many frames the thread has, as told by the answer before")
-    messages: list[MessageBody] = Field(default_factory=list)
-    facts: list[FactBody] = Field(default_factory=list)
-    events: list[EventBody] = Field(default_factory=list)
+    messages: Annotated[list[MessageBody], Field(fail_fast=True)] = Field(default_factory=list)
+    facts: Annotated[list[FactBody], Field(fail_fast=True)] = Field(default_factory=list)
+    events: Annotated[list[EventBody], Field(fail_fast=True)] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _each_once(self) -> ContentBody:

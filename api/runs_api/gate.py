@@ -5,14 +5,21 @@ Pure ASGI. A middleware that wraps the response in a task of its own would buffe
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from runs_api.errors import ApiError
+from runs_api.errors import RETRY, ApiError
+from runs_api.json_bodies import SLICE_BYTES, Bounds, is_json
+from runs_es.process_log import bound
 from runs_es.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -28,6 +35,10 @@ class RequestGate:
         self._app = app
         self._max_body = settings.max_body_bytes
         self._max_header = settings.max_header_bytes
+        self._max_depth = settings.max_body_depth
+        self._max_elements = settings.max_body_elements
+        self._max_held = max(settings.max_bodies_bytes, settings.max_body_bytes)
+        self._held = 0  # bytes of bodies whose requests are not answered yet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -39,13 +50,25 @@ class RequestGate:
         if refusal is not None:
             await refusal.response()(scope, receive, answer.send)
             return
+        body = _Body()
+        answer.on_start = partial(self._let_go, body)
         try:
-            await self._app(scope, self._counted(receive), answer.send)
+            with bound(request_id=answer.request_id.decode()):
+                await self._app(
+                    scope,
+                    self._counted(receive, body, _bounds_of(scope, self._max_depth, self._max_elements)),
+                    answer.send,
+                )
+        except ClientDisconnect:
+            logger.info("%s %s: the client left before its request was whole", scope["method"], scope["path"])
         except Exception:
             if answer.started:
                 raise  # the server cuts the connection, which is all that can be said now
-            logger.exception("%s %s failed (request %s)", scope["method"], scope["path"], answer.request_id.decode())
+            told = {"request_id": answer.request_id.decode()}
+            logger.exception("%s %s failed", scope["method"], scope["path"], extra=told)
             await ApiError(500, "Internal Server Error").response()(scope, receive, answer.send)
+        finally:
+            self._let_go(body)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
         for name, value in scope["headers"]:
@@ -69,20 +92,54 @@ class RequestGate:
     def _too_large(self) -> ApiError:
         return ApiError(413, f"the request body is over the limit of {self._max_body} bytes (RUNS_ES_MAX_BODY_BYTES)")
 
-    def _counted(self, receive: Receive) -> Receive:
-        """`receive` that stops a body which is longer than it said, or did not say."""
-        taken = 0
+    def _counted(self, receive: Receive, body: _Body, bounds: Bounds | None) -> Receive:
+        """`receive` that stops a body which is over a bound, as soon as so much of it has come."""
 
         async def counted() -> Message:
-            nonlocal taken
             message = await receive()
             if message["type"] == "http.request":
-                taken += len(message.get("body", b""))
-                if taken > self._max_body:
+                piece = message.get("body", b"")
+                body.taken += len(piece)
+                if body.taken > self._max_body:
                     raise self._too_large()
+                self._hold(body, len(piece))
+                if bounds is not None:
+                    for _ in bounds.slices(piece):
+                        if len(piece) > SLICE_BYTES:
+                            await asyncio.sleep(0)  # others may go on between the slices of a large piece
             return message
 
         return counted
+
+    def _hold(self, body: _Body, size: int) -> None:
+        if body.answered:
+            return
+        if self._held + size > self._max_held:
+            raise ApiError(
+                503, f"requests under way have {self._max_held} bytes, the limit (RUNS_ES_MAX_BODIES_BYTES)", RETRY
+            )
+        body.held += size
+        self._held += size
+
+    def _let_go(self, body: _Body) -> None:
+        body.answered = True
+        self._held -= body.held
+        body.held = 0
+
+
+@dataclass(slots=True)
+class _Body:
+    """How much of a request's body came, and what of it still counts as held."""
+
+    taken: int = 0
+    held: int = 0
+    answered: bool = False
+
+
+def _bounds_of(scope: Scope, max_depth: int, max_elements: int) -> Bounds | None:
+    """Bounds for a JSON body. What is none is not parsed, so it needs none."""
+    kinds = [value.decode("latin-1") for name, value in scope["headers"] if name == b"content-type"]
+    return Bounds(max_depth, max_elements) if any(map(is_json, kinds)) else None
 
 
 class _Answer:
@@ -92,10 +149,12 @@ class _Answer:
         self._send = send
         self.request_id = request_id
         self.started = False
+        self.on_start: Callable[[], None] = lambda: None
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.started = True
+            self.on_start()
             message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", self.request_id)]}
         await self._send(message)
 

@@ -54,15 +54,20 @@ def as_json(recorded: Recorded) -> dict[str, Any]:
     }
 
 
-def what(fact: Fact) -> str:
-    """The fact's topic, and what matters most in it, on one line."""
-    detail = " ".join(_detail(fact).split())
+def what(fact: Fact, *, for_operator: bool = False) -> str:
+    """The fact's topic, and what matters most in it, on one line. Hidden errors show `for_operator` only."""
+    detail = " ".join(_detail(fact, for_operator).split())
     if len(detail) > _MOST:
         detail = detail[: _MOST - 1] + "…"
     return f"{fact.topic}  {detail}".rstrip()
 
 
-def _detail(fact: Fact) -> str:
+def traceback_of(fact: Fact) -> str:
+    """What is recorded of an agent's traceback, for the operator alone."""
+    return fact.traceback if isinstance(fact, RunFailed | RunRequeued) else ""
+
+
+def _detail(fact: Fact, for_operator: bool) -> str:
     match fact:
         case RunCreated():
             due = f", due {fact.due_at}" if fact.due_at else ""
@@ -72,11 +77,12 @@ def _detail(fact: Fact) -> str:
         case RunStarted():
             return f"attempt {fact.attempt}"
         case RunRequeued():
-            return f"attempt {fact.attempt}{_why(fact)}"
+            return f"attempt {fact.attempt}{_why(fact, fact.error if for_operator else fact.shown_error)}"
         case RunCompleted():
             return "waits for a human" if fact.interrupts else ""
         case RunFailed():
-            return ": ".join(part for part in (fact.status, fact.error_type, fact.error) if part)
+            error = fact.error if for_operator else fact.shown_error
+            return ": ".join(part for part in (fact.status, fact.error_type, error) if part)
         case RunCancelRequested() | RunCancelled():
             return fact.action.value
         case MessageRecorded():
@@ -89,7 +95,7 @@ def _detail(fact: Fact) -> str:
             return ""
 
 
-def _why(requeued: RunRequeued) -> str:
+def _why(requeued: RunRequeued, error: str) -> str:
     match requeued.cause:
         case RequeueCause.WORKER_LOST:
             since = f", silent since {requeued.silent_since}" if requeued.silent_since else ""
@@ -97,7 +103,7 @@ def _why(requeued: RunRequeued) -> str:
         case RequeueCause.WORKER_STOPPED:
             return f": its worker {requeued.worker_id} stopped"
         case RequeueCause.RETRY:
-            return f": again at {requeued.due_at}, after {requeued.error_type}: {requeued.error}"
+            return f": again at {requeued.due_at}, after {requeued.error_type}: {error}"
     return ""
 
 

@@ -10,8 +10,8 @@ from starlette.responses import HTMLResponse, Response
 
 from runs_api.caller import CallerOf
 from runs_api.edge import EdgeOf
-from runs_api.events import must_see_run
 from runs_api.history import what
+from runs_api.outlived import last_seq
 from runs_api.requests import RunIdPath, ThreadIdPath
 from runs_api.responses import ERRORS, encoded
 from runs_es.domain import Recorded
@@ -31,8 +31,8 @@ _HEADERS = {
 
 @router.get("/{run_id}/history", response_class=HTMLResponse, summary="Look at the history of a run")
 async def show_history(thread_id: ThreadIdPath, run_id: RunIdPath, edge: EdgeOf, caller: CallerOf) -> Response:
-    """A page for a browser, with a slider over what the run was."""
-    await must_see_run(edge, caller, thread_id, run_id)
+    """A page for a browser, with a slider over what the run was. Also of a stateless run whose thread has gone."""
+    await last_seq(edge, caller, thread_id, run_id)  # whether the caller may see it
     facts = await edge.read(_facts, edge.store.log.reader, thread_id, run_id)
     data = {
         "thread_id": thread_id,

@@ -13,9 +13,10 @@ from runs_api.as_of import AsOfQuery, as_of_header, run_as_of, thread_as_of
 from runs_api.caller import Caller, CallerOf
 from runs_api.edge import Edge, EdgeOf
 from runs_api.errors import ApiError
-from runs_api.events import MOST, Many, Types, must_see_run
+from runs_api.events import MOST, Many, Types
+from runs_api.outlived import last_seq
 from runs_api.requests import RunIdPath, Seq, ThreadIdPath
-from runs_api.responses import ERRORS, Event, Json, event_body, freshness
+from runs_api.responses import ERRORS, Event, event_body, freshness
 from runs_api.threads import must_see
 from runs_es.service.commands import ListRunMessagesQuery
 from runs_es.service.views import RunMessageView
@@ -78,8 +79,8 @@ async def list_run_messages(
     query = page.query(caller, thread_id, run_id)
     if moment is not None:
         return await _as_of(edge, query, (await run_as_of(edge, caller, thread_id, run_id, moment))[1])
-    await must_see_run(edge, caller, thread_id, run_id)
-    return await _newest(edge, query)
+    last = await last_seq(edge, caller, thread_id, run_id)
+    return await (_newest(edge, query) if last is None else _as_of(edge, query, last))
 
 
 @router.get("/messages/{message_id}/versions", response_model=list[Event], summary="List the versions of a message")
@@ -97,7 +98,7 @@ async def list_message_versions(
     found = await edge.read(message_versions, edge.store.log.reader, thread_id, message_id, limit)
     if not found:
         raise ApiError(404, f"Message with ID {message_id} not found")
-    return Json([event_body(event) for event in found])
+    return await edge.json([event_body(event) for event in found])
 
 
 def _only(types: Sequence[str] | None) -> Sequence[str] | None:
@@ -107,16 +108,18 @@ def _only(types: Sequence[str] | None) -> Sequence[str] | None:
 
 async def _newest(edge: Edge, query: ListRunMessagesQuery) -> Response:
     found = await edge.read(edge.store.events.list_messages_by_run, replace(query, limit=query.limit + 1))
-    return _answer(found, query, freshness(found))
+    return await _answer(edge, found, query, freshness(found))
 
 
 async def _as_of(edge: Edge, query: ListRunMessagesQuery, seq: int) -> Response:
     past = Past(edge.store.log.reader)
     found = await edge.read(past.messages, replace(query, limit=query.limit + 1), seq)
-    return _answer(found, query, as_of_header(seq))
+    return await _answer(edge, found, query, as_of_header(seq))
 
 
-def _answer(found: Sequence[RunMessageView], query: ListRunMessagesQuery, headers: dict[str, str]) -> Response:
+async def _answer(
+    edge: Edge, found: Sequence[RunMessageView], query: ListRunMessagesQuery, headers: dict[str, str]
+) -> Response:
     """The page, of which one message too many was read."""
     has_more = len(found) > query.limit
     ascending = query.after_seq is not None
@@ -124,4 +127,4 @@ def _answer(found: Sequence[RunMessageView], query: ListRunMessagesQuery, header
     headers = {**headers, "X-Runs-Has-More": "true" if has_more else "false"}
     if has_more:
         headers["X-Pagination-Next"] = str(page[-1].seq if ascending else page[0].seq)
-    return Json([event_body(message) for message in page], headers=headers)
+    return await edge.json([event_body(message) for message in page], headers=headers)

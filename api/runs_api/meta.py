@@ -6,7 +6,7 @@ import importlib.metadata
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from starlette.responses import Response
+from starlette.responses import HTMLResponse, Response
 
 from runs_api.edge import EdgeOf
 from runs_api.errors import ApiError
@@ -21,6 +21,32 @@ def version_of(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+_INDEX = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>runs-es</title>
+<style>body {{ font: 1rem/1.6 system-ui, sans-serif; max-width: 40rem; margin: 3rem auto; padding: 0 1rem }}</style>
+<h1>runs-es {version}</h1>
+<p>An event-sourced run store behind LangGraph Platform's HTTP API.</p>
+<ul>
+<li><a href="docs">docs</a>: the API, to read and to try</li>
+<li><a href="runs">runs</a>: runs of all threads, newest first</li>
+<li><a href="projections">projections</a>: how read models stand</li>
+<li><a href="metrics">metrics</a>: for Prometheus</li>
+<li><a href="info">info</a>: versions</li>
+</ul>
+<p>The history of a run R in a thread T, as a page: <code>threads/T/runs/R/history</code></p>
+</html>
+"""
+
+
+@router.head("/", include_in_schema=False)
+@router.get("/", include_in_schema=False)
+async def index() -> Response:
+    """Lead a person who opens the server's address to what there is."""
+    page = _INDEX.format(version=version_of("runs-es") or "")
+    policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    return HTMLResponse(page, headers={"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"})
 
 
 @router.head("/ok", include_in_schema=False)

@@ -1,4 +1,4 @@
-"""What comes in: JSON bodies, and the ids and options of paths and queries, checked before anything else happens.
+"""What comes in: bodies, and the ids and options of paths and queries, checked before anything else happens.
 
 Unknown fields are ignored, and null means the default, as on the platform. What is refused is refused by name.
 """
@@ -7,67 +7,31 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-import orjson
-from fastapi import Depends, Header, Path, Query, Request, Response
-from fastapi.routing import APIRoute
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from fastapi import Depends, Header, Path, Query
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
-from runs_api.errors import PLAIN, ApiError
+from runs_api.errors import PLAIN
+from runs_api.json_bodies import JsonRoute as JsonRoute
 from runs_es.domain import MAX_PRIORITY
 from runs_es.service.application import MAX_AFTER_SECONDS
 from runs_es.streams.cursor import MAX_SEQ
 from runs_es.webhooks.addresses import MAX_URL_LENGTH
 
 STREAM_MODES = ("values", "updates", "messages", "messages-tuple", "custom")
-MAX_DEPTH = 200  # orjson reads deeper than it can write
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
-
-
-# --- JSON ---
-
-
-class JsonRoute(APIRoute):
-    """Reads bodies with `parsed`, whose limits are those of what can be stored."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def handler(request: Request) -> Response:
-            return await handle(_JsonRequest(request.scope, request.receive))
-
-        return handler
-
-
-class _JsonRequest(Request):
-    async def json(self) -> Any:
-        return parsed(await self.body())
-
-
-def parsed(body: bytes) -> Any:
-    """The JSON of a body. Raises JSONDecodeError, or ApiError 422 for JSON that could not be stored."""
-    value = orjson.loads(body)
-    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _deeper_than(value, MAX_DEPTH):
-        raise ApiError(422, f"The request body is nested more than {MAX_DEPTH} levels deep")
-    return value
-
-
-def _deeper_than(value: Any, most: int) -> bool:
-    level = [value]
-    for _ in range(most):
-        level = [
-            child
-            for item in level
-            if isinstance(item, dict | list)
-            for child in (item.values() if isinstance(item, dict) else item)
-        ]
-        if not level:
-            return False
-    return any(isinstance(item, dict | list) for item in level)
 
 
 # --- ids and options ---
@@ -263,7 +227,7 @@ class CheckpointBody(_Body):
 class ConfigBody(_Body):
     model_config = ConfigDict(extra="allow")
 
-    tags: list[str] | None = None
+    tags: Annotated[list[str], Field(max_length=1000, fail_fast=True)] | None = None
     recursion_limit: Annotated[int, Field(ge=1)] | None = None
     timeout_seconds: Seconds | None = Field(None, description="time the run may take, from its first start")
     idle_timeout_seconds: Seconds | None = Field(None, description="time it may go without a frame or message")
@@ -294,7 +258,9 @@ class RunBody(_Body):
     interrupt_before: Breakpoints = None
     interrupt_after: Breakpoints = None
     stream_mode: Annotated[
-        list[StreamMode], BeforeValidator(_as_list, json_schema_input_type=StreamMode | list[StreamMode])
+        list[StreamMode],
+        Field(max_length=100, fail_fast=True),
+        BeforeValidator(_as_list, json_schema_input_type=StreamMode | list[StreamMode]),
     ] = Field(default_factory=lambda: ["values"])
     stream_subgraphs: bool = False
     stream_resumable: bool = Field(False, description="every stream can be resumed, with or without")

@@ -17,8 +17,12 @@ from runs_projections.freshness import Counted, Listed
 _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
 
 
+_SMALL_VALUES = 400
+_SMALL_CHARACTERS = 32 * 1024
+
+
 class Json(Response):
-    """A JSON body, encoded once and not checked against any model."""
+    """A JSON body, encoded once and not checked against any model. Bytes are JSON already."""
 
     media_type = "application/json"
 
@@ -26,12 +30,32 @@ class Json(Response):
         super().__init__(content, status_code, dict(headers or {}))
 
     def render(self, content: Any) -> bytes:
-        return encoded(content)
+        return content if isinstance(content, bytes) else encoded(content)
 
 
 def encoded(content: Any) -> bytes:
     """`content` as JSON on one line."""
     return orjson.dumps(content, option=_OPTIONS)
+
+
+def is_small(content: Any) -> bool:
+    """Whether encoding takes next to no time: few values and characters. Looks at no more of it than that."""
+    values, characters = 0, 0
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        values += 1
+        if isinstance(value, str | bytes):
+            characters += len(value)
+        elif isinstance(value, dict):
+            values += len(value)
+            waiting += value.values() if values <= _SMALL_VALUES else ()
+        elif isinstance(value, list | tuple):
+            waiting += value if len(value) <= _SMALL_VALUES else ()
+            values += len(value)
+        if values > _SMALL_VALUES or characters > _SMALL_CHARACTERS:
+            return False
+    return True
 
 
 # The models say in openapi.json what the functions beside them build.
@@ -80,6 +104,7 @@ class Assistant(BaseModel):
     updated_at: str
     version: int
     description: str | None = None
+    error: str | None = Field(None, description="why the graph cannot be loaded; absent when it can")
 
 
 class Cron(BaseModel):

@@ -12,7 +12,7 @@ from runs_api.caller import CallerOf
 from runs_api.edge import EdgeOf
 from runs_api.errors import ApiError
 from runs_api.requests import Limit, Names, RunStatusText, ThreadIdText
-from runs_api.responses import ERRORS, Json, Run, freshness, run_body, selected
+from runs_api.responses import ERRORS, Run, freshness, run_body, selected
 from runs_es.service.commands import FindRunsQuery
 from runs_projections.run_lists import cursor_of
 
@@ -57,7 +57,7 @@ async def find_runs(
     headers = {**freshness(found), "X-Runs-Has-More": "true" if len(found) > limit else "false"}
     if len(found) > limit:
         headers["X-Pagination-Next"] = cursor_of(page[-1])
-    return Json(selected(map(run_body, page), select), headers=headers)
+    return await edge.json(selected(map(run_body, page), select), headers=headers)
 
 
 def _assistant(graphs: Any, named: str | None) -> str | None:

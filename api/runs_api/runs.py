@@ -28,7 +28,7 @@ from runs_api.requests import (
     RunStatusText,
     ThreadIdPath,
 )
-from runs_api.responses import ERRORS, RESULT, STREAM, Json, Run, freshness, run_body, selected
+from runs_api.responses import ERRORS, RESULT, STREAM, Run, freshness, run_body, selected
 from runs_api.threads import must_see
 from runs_es.domain import CancelAction, RunEnded, RunNotFound
 from runs_es.service.commands import CancelRunCommand, GetRunQuery, ListRunsQuery
@@ -46,7 +46,7 @@ def place(thread_id: str, run_id: str) -> str:
 async def create_run(thread_id: ThreadIdPath, body: RunBody, edge: EdgeOf, caller: CallerOf) -> Response:
     command = stateful(body, caller, edge.store.registry, thread_id)
     run = await Delivery(edge, caller).created(command)
-    return Json(run_body(run), headers={"Content-Location": place(run.thread_id, run.run_id)})
+    return await edge.json(run_body(run), headers={"Content-Location": place(run.thread_id, run.run_id)})
 
 
 @router.post("/stream", response_class=Response, responses=STREAM, summary="Start a run and stream it")
@@ -75,7 +75,7 @@ async def list_runs(
     await must_see(edge, caller, thread_id)
     query = ListRunsQuery(thread_id=thread_id, user_id=caller.user_id, limit=limit, offset=offset, status=status)
     runs = await edge.read(edge.store.runs.list_by_thread, query)
-    return Json(selected(map(run_body, runs), select), headers=freshness(runs))
+    return await edge.json(selected(map(run_body, runs), select), headers=freshness(runs))
 
 
 @router.get("/{run_id}", response_model=Run, summary="Get a run")
@@ -85,11 +85,11 @@ async def get_run(
     """Always current. As of an earlier moment, a run that was deleted since is there too."""
     if moment is not None:
         past, seq = await run_as_of(edge, caller, thread_id, run_id, moment)
-        return Json(run_body(past), headers=as_of_header(seq))
+        return await edge.json(run_body(past), headers=as_of_header(seq))
     run = await edge.store.service.get_run(GetRunQuery(run_id=run_id, thread_id=thread_id, user_id=caller.user_id))
     if run is None:
         raise RunNotFound(run_id)
-    return Json(run_body(run))
+    return await edge.json(run_body(run))
 
 
 @router.delete("/{run_id}", status_code=204, response_class=Response, summary="Delete a run, cancelling it first")

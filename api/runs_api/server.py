@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from types import FrameType
 
 import uvicorn
@@ -21,6 +22,8 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from runs_api.sse import ABORT
+from runs_api.stopping import end_at_once
+from runs_es.settings import Settings
 
 WATCH_SECONDS = 2
 # Longer than proxies and clients keep idle connections: who keeps one shorter than they do closes it under a request.
@@ -28,15 +31,132 @@ KEEP_ALIVE_SECONDS = 75
 # How long a server that stops still answers on connections that were idle, and how often it looks at them.
 FAREWELL_SECONDS = 1.0
 _LOOK_SECONDS = 0.02
+# A request's headers together may be so many times the largest single one.
+HEADERS = 16
+# A body may take a second longer for so many bytes of it that have come.
+BODY_BYTES_A_SECOND = 32 * 1024
+_STALL_SECONDS = 1.0
 _ACCEPT_ROUNDS = 1000
 _SO_ATTACH_FILTER = 26  # Linux; the socket module does not name it
 _BPF_RETURN = 6
 
 
+@dataclass(frozen=True, slots=True)
+class ArrivalBounds:
+    """How long and large a request may be while it arrives."""
+
+    header_seconds: float = 10.0
+    body_seconds: float = 30.0
+    head_bytes: int = 128 * 1024
+
+    @classmethod
+    def of(cls, settings: Settings) -> ArrivalBounds:
+        head = HEADERS * settings.max_header_bytes
+        return cls(settings.header_timeout_seconds, settings.body_timeout_seconds, head)
+
+
+class BoundedConfig(uvicorn.Config):
+    """uvicorn's configuration, and the bounds of `AbortableProtocol`."""
+
+    arrival = ArrivalBounds()
+
+
 class AbortableProtocol(HttpToolsProtocol):
-    """HTTP whose responses may drop the connection: an ordinary close waits until what is buffered has been read."""
+    """HTTP whose responses may drop the connection: an ordinary close waits until what is buffered has been read.
+
+    A request that arrives too slowly, or whose headers never end, is refused and its connection
+    closed. One timer a connection looks after that: what it waits for is a time in `_due`.
+    """
 
     _is_last = False
+    _due: float | None = None
+    _timer: asyncio.TimerHandle | None = None
+    _in_head = True
+    _head_bytes = 0
+    _body_bytes = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)  # type: ignore[arg-type]
+        self._expect(self._bounds.header_seconds)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._due = None
+        if self._timer is not None:
+            self._timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > self._bounds.head_bytes + len(data):
+                self._refuse(b"431 Request Header Fields Too Large", "the headers are too large")
+                return
+        super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {ABORT: self._abort}  # type: ignore[dict-item]
+        self._in_head, self._head_bytes, self._body_bytes = True, 0, 0
+        self._expect(self._bounds.header_seconds)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            self._head_bytes += len(name) + len(value)  # a trailer
+            if self._head_bytes > self._bounds.head_bytes:
+                self.transport.abort()
+                return
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self._in_head, self._head_bytes = False, 0
+        self._expect(self._bounds.body_seconds)
+        if self._is_last:
+            self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._due = None
+        super().on_message_complete()
+
+    @property
+    def _bounds(self) -> ArrivalBounds:
+        return self.config.arrival if isinstance(self.config, BoundedConfig) else BoundedConfig.arrival
+
+    def _expect(self, seconds: float) -> None:
+        """Refuse what has not come in so many seconds. The timer stays: to move it with each request costs more."""
+        self._due = self.loop.time() + seconds
+        if self._timer is None:
+            self._timer = self.loop.call_at(self._due, self._look)
+
+    def _look(self) -> None:
+        late = self.loop.time() - self._timer.when() if self._timer is not None else 0.0
+        self._timer = None
+        if self._due is None or self.transport.is_closing():
+            return
+        due = self._due if self._in_head else self._due + self._body_bytes / BODY_BYTES_A_SECOND
+        if late > _STALL_SECONDS:
+            due = max(due, self.loop.time() + _STALL_SECONDS)  # we stood still: what came meanwhile is read first
+        if self.loop.time() < due:
+            self._timer = self.loop.call_at(due, self._look)
+        elif self._in_head:
+            self._refuse(b"408 Request Timeout", "the headers did not come in time (RUNS_ES_HEADER_TIMEOUT_SECONDS)")
+        else:
+            self._refuse(b"408 Request Timeout", "the body did not come in time (RUNS_ES_BODY_TIMEOUT_SECONDS)")
+
+    def _refuse(self, status: bytes, detail: str) -> None:
+        """Say why, where no answer is under way, and close; a client that does not read is not waited for."""
+        if self.is_idle if self._in_head else not self.cycle.response_started:
+            body = b'{"detail":"%b"}' % detail.encode()
+            head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close" % len(body)
+            self.transport.write(b"HTTP/1.1 %b\r\n%b\r\n\r\n%b" % (status, head, body))
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self.transport.close()
 
     @property
     def is_idle(self) -> bool:
@@ -48,15 +168,6 @@ class AbortableProtocol(HttpToolsProtocol):
         self._is_last = True
         if self.cycle is not None and not self.cycle.response_started:
             self.cycle.keep_alive = False
-
-    def on_headers_complete(self) -> None:
-        super().on_headers_complete()
-        if self._is_last:
-            self.cycle.keep_alive = False
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.scope["extensions"] = {ABORT: self._abort}  # type: ignore[dict-item]
 
     def _abort(self) -> None:
         connection = self.transport.get_extra_info("socket")
@@ -115,11 +226,12 @@ class DrainingServer(uvicorn.Server):
             await asyncio.sleep(_LOOK_SECONDS)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """As uvicorn's, but the signal is not raised again at the end: stopping when asked to is a success."""
+        """As uvicorn's, but the signal is not raised again at the end: stopping when asked to is a success. A Ctrl+C
+        while it stops ends the process, and not only the waiting for requests: runs and the database would go on.
+        """
         if self.should_exit and sig == signal.SIGINT:
-            self.force_exit = True
-        else:
-            self.should_exit = True
+            end_at_once()
+        self.should_exit = True
 
 
 def _drop_arrivals(listener: socket.socket) -> None:
@@ -155,9 +267,8 @@ def run_server(
     on_start: Callable[[], None],
     on_stop: Callable[[], None],
     is_healthy: Callable[[], bool],
-    log_level: str,
     access_log: bool,
-    drain_seconds: float,
+    settings: Settings,
 ) -> bool:
     """Serve until SIGTERM or SIGINT; False when it stopped because `is_healthy` said no."""
     healthy = True
@@ -168,19 +279,19 @@ def run_server(
             healthy = False
             server.should_exit = True
 
-    config = uvicorn.Config(
+    config = BoundedConfig(
         app,
         http=AbortableProtocol,
-        log_config=None,
-        log_level=log_level,
+        log_config=None,  # its loggers write as all others do, see runs_es/process_log.py
         access_log=access_log,
         server_header=False,
         ws="none",
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=max(int(drain_seconds), 1),
+        timeout_graceful_shutdown=max(int(settings.drain_seconds), 1),
         callback_notify=watch,
         timeout_notify=WATCH_SECONDS,
     )
+    config.arrival = ArrivalBounds.of(settings)
     server = DrainingServer(config, on_start=on_start, on_stop=on_stop)
     server.run(sockets=[listener])
     return healthy

@@ -13,7 +13,7 @@ from runs_api.creation import stateless
 from runs_api.delivery import Delivery
 from runs_api.edge import EdgeOf
 from runs_api.requests import JsonRoute, LastEventId, ModesQuery, RunIdPath, StatelessRunBody
-from runs_api.responses import ERRORS, RESULT, STREAM, Json, Run, run_body
+from runs_api.responses import ERRORS, RESULT, STREAM, Run, run_body
 from runs_api.runs import CancelOnDisconnect
 from runs_api.runs import place as place_in_thread
 
@@ -30,7 +30,7 @@ def place(run_id: str) -> str:
 @router.post("", response_model=Run, summary="Start a stateless run in the background")
 async def create_stateless_run(body: StatelessRunBody, edge: EdgeOf, caller: CallerOf) -> Response:
     run = await Delivery(edge, caller).created(stateless(body, caller, edge.store.registry))
-    return Json(run_body(run), headers={"Content-Location": place(run.run_id)})
+    return await edge.json(run_body(run), headers={"Content-Location": place(run.run_id)})
 
 
 @router.post("/batch", response_model=list[Run], summary="Start several stateless runs in the background")
@@ -39,7 +39,7 @@ async def create_stateless_runs(body: Batch, edge: EdgeOf, caller: CallerOf) -> 
     commands = [stateless(each, caller, edge.store.registry) for each in body]
     for command in commands:
         edge.store.service.check(command)
-    return Json([run_body(await Delivery(edge, caller).created(command)) for command in commands])
+    return await edge.json([run_body(await Delivery(edge, caller).created(command)) for command in commands])
 
 
 @router.post("/stream", response_class=Response, responses=STREAM, summary="Start a stateless run and stream it")

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from runs_es.execution.external import Arrivals, ExternalRuns
+from runs_es.execution.langgraph.graphs import GraphLoadError
 from runs_es.log.event_log import EventLog
 from runs_es.service.application import RunsApplicationService
 from runs_es.service.commands import FindRunsQuery, ListRunMessagesQuery, ListRunsQuery
@@ -122,6 +123,9 @@ class Graphs(Protocol):
     def get(self, name: str) -> Any: ...
 
     def is_graph(self, name: str) -> bool: ...
+
+    @property
+    def broken(self) -> Mapping[str, GraphLoadError]: ...
 
 
 class Store(Protocol):

@@ -74,7 +74,7 @@ async def create_thread(edge: EdgeOf, caller: CallerOf, body: Annotated[ThreadBo
         thread_id = body.thread_id
         if await edge.read(edge.store.threads.get, thread_id, caller.user_id) is None:
             raise  # another user's
-    return Json(await _body(edge, await must_see(edge, caller, thread_id)))
+    return await edge.json(await _body(edge, await must_see(edge, caller, thread_id)))
 
 
 @router.get("/{thread_id}", response_model=Thread, summary="Get a thread")
@@ -82,8 +82,8 @@ async def get_thread(thread_id: ThreadIdPath, edge: EdgeOf, caller: CallerOf, mo
     """Always current. As of an earlier moment it comes without `values`: those are the graph's, not the log's."""
     if moment is not None:
         past, seq = await thread_as_of(edge, caller, thread_id, moment)
-        return Json(thread_body(past, None), headers=as_of_header(seq))
-    return Json(await _body(edge, await must_see(edge, caller, thread_id)))
+        return await edge.json(thread_body(past, None), headers=as_of_header(seq))
+    return await edge.json(await _body(edge, await must_see(edge, caller, thread_id)))
 
 
 @router.patch(
@@ -103,7 +103,7 @@ async def patch_thread(
     await edge.store.service.update_thread(thread_id, body.metadata, provenance=caller.provenance)
     if prefer is not None and "return=minimal" in prefer.replace(" ", ""):
         return Response(status_code=204)
-    return Json(await _body(edge, await must_see(edge, caller, thread_id)))
+    return await edge.json(await _body(edge, await must_see(edge, caller, thread_id)))
 
 
 @router.delete("/{thread_id}", status_code=204, response_class=Response, summary="Delete a thread, its runs and state")
@@ -147,7 +147,7 @@ async def search_threads(body: ThreadSearchBody, edge: EdgeOf, caller: CallerOf)
     else:
         bodies = await _bodies(edge, page)
     headers = {**pagination(found, body.limit, body.offset), **freshness(found)}
-    return Json(selected(bodies, body.select), headers=headers)
+    return await edge.json(selected(bodies, body.select), headers=headers)
 
 
 @router.post("/count", response_model=int, summary="Count threads")
@@ -213,7 +213,7 @@ async def _state(
     named = checkpoint_id or (checkpoint or {}).get("checkpoint_id")
     if named and state["checkpoint"] is None:
         raise ApiError(404, f"Checkpoint with ID {named} not found")
-    return Json(state)
+    return await edge.json(state)
 
 
 @router.get("/{thread_id}/state", response_model=ThreadState, summary="Get the newest state of a thread")
@@ -248,7 +248,7 @@ async def _history(edge: Edge, caller: Caller, thread_id: str, query: HistoryBod
     states = await reader.history(
         thread_id, graph_id, query.limit, before=query.before, metadata=query.metadata, checkpoint=checkpoint
     )
-    return Json(states)
+    return await edge.json(states)
 
 
 @router.get("/{thread_id}/history", response_model=list[ThreadState], summary="List states, newest first")

@@ -10,7 +10,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from runs_api.responses import encoded
+from runs_api.responses import encoded, is_small
 from runs_api.sse import Ending, client_left
 from runs_es.domain import RunDomainError
 from runs_es.settings import Settings
@@ -65,7 +65,7 @@ class ResultWhenEnded(Response):
                     return Ending.CLIENT_LEFT
                 if not result.done():
                     await self._send(send, {"type": "http.response.body", "body": b"\n", "more_body": True})
-            body = encoded(result.result())
+            body = await _encoded(result.result())
             await self._send(send, {"type": "http.response.body", "body": body, "more_body": False})
             return Ending.COMPLETE
         except Undelivered as undelivered:
@@ -82,6 +82,10 @@ class ResultWhenEnded(Response):
 
     async def _send(self, send: Send, message: Message) -> None:
         await deliver(send, message, self._settings.send_timeout_seconds)
+
+
+async def _encoded(content: Any) -> bytes:
+    return encoded(content) if is_small(content) else await asyncio.to_thread(encoded, content)
 
 
 class Undelivered(Exception):

@@ -10,7 +10,7 @@ from runs_api.caller import CallerOf
 from runs_api.edge import EdgeOf
 from runs_api.errors import ApiError
 from runs_api.requests import JsonRoute, RunIdPath, ThreadIdPath
-from runs_api.responses import ERRORS, Json
+from runs_api.responses import ERRORS
 from runs_es.domain import RunNotFound
 from runs_es.service.commands import GetRunQuery
 from runs_es.webhooks.deliveries import WebhookStatus
@@ -42,7 +42,7 @@ async def get_webhook(thread_id: ThreadIdPath, run_id: RunIdPath, edge: EdgeOf, 
         raise ApiError(404, f"Run {run_id} was created without a webhook")
     # A run that was created just now has no row yet.
     found = await edge.read(edge.store.webhooks.find, thread_id, run_id)
-    return Json(webhook_body(found or WebhookStatus(thread_id=thread_id, run_id=run_id, url=url)))
+    return await edge.json(webhook_body(found or WebhookStatus(thread_id=thread_id, run_id=run_id, url=url)))
 
 
 def webhook_body(webhook: WebhookStatus) -> dict[str, object]:

@@ -81,7 +81,9 @@ def run_at(reader: LogReader, thread_id: str, run_id: str, seq: int) -> RunAt:
     row = past.run_row(thread_id, run_id, seq)
     if row is None:
         raise RunNotFound(run_id)
-    states = list_events(reader, thread_id, run_id, after_seq=None, before_seq=seq + 1, limit=1, types=("values",))
+    states = list_events(
+        reader, thread_id, run_id, after_seq=None, before_seq=seq + 1, limit=1, types=("values",), upto=seq
+    )
     messages = past.messages_of_run(thread_id, run_id, seq)
     return RunAt(row, seq, tuple(messages), states[0].content if states else None)
 

@@ -21,6 +21,8 @@ from runs_es.domain import (
     Provenance,
     Recorded,
     RunFact,
+    RunFailed,
+    RunRequeued,
 )
 from runs_es.domain.facts import MAX_EVENT_TYPE
 from runs_es.log import codec
@@ -34,8 +36,8 @@ from runs_projections.stored_text import utc
 
 _COLUMNS = f"{FACT_COLUMNS}, run_id, n"
 _CHUNK = 64  # rows at a time: a page may have a megabyte
-# Said of the fact elsewhere in the envelope, or (claim_id) nobody's business.
-_NOT_CONTENT = ("v", "run_id", "claim_id")
+# Said of the fact elsewhere in the envelope, or not for clients.
+_NOT_CONTENT = ("v", "run_id", "claim_id", "traceback", "error_hidden")
 # Types that are never a frame's. `error` is a category, and the name of a frame too.
 _OF_FACTS = frozenset({kind.topic for kind in FACT_TYPES} | set(EventCategory) - {"stream", "error"})
 
@@ -82,13 +84,17 @@ def list_events(
     before_seq: int | None,
     limit: int,
     types: Sequence[str] | None,
+    upto: int = 2**63 - 1,
 ) -> list[StoredRunEvent]:
-    """As `RunEventLog.list_events_by_run`. What was before the thread's last deletion is not shown."""
+    """As `RunEventLog.list_events_by_run`. What was before the thread's last deletion is not shown.
+
+    With `upto` deletions after that seq do not count: for who may read what a deleted thread had.
+    """
     wanted = EventTypes(types)
     if limit <= 0 or wanted.none:
         return []
     pages = None if wanted.no_frames else _where_pages_lie(reader, thread_id, run_id)
-    after = max(after_seq or 0, tombstone(reader, thread_id))
+    after = max(after_seq or 0, tombstone(reader, thread_id, upto))
     events = _events(reader, _Range(thread_id, run_id, after, before_seq, pages), wanted, after_seq is not None)
     found = [event for event, _ in zip(events, range(limit), strict=False)]
     return found if after_seq is not None else found[::-1]
@@ -246,6 +252,8 @@ def fact_event(fact: Fact, seq: int, recorded_at: str, provenance: Provenance) -
     else:
         fields = orjson.loads(codec.encode(fact))
         content = {name: value for name, value in fields.items() if name not in _NOT_CONTENT}
+        if isinstance(fact, RunFailed | RunRequeued):
+            content["error"] = fact.shown_error
     who = {name: value for name in _PROVENANCE if (value := getattr(provenance, name)) is not None}
     return StoredRunEvent(
         thread_id=fact.thread_id,

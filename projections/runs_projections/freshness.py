@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from runs_es.domain import StoreUnavailable
@@ -87,6 +87,7 @@ class TrackedTable(Generic[R]):
     projection: Projection[R]
     waiter: Waiter
     seconds: float
+    instead: Mapping[str, str] = field(default_factory=dict)  # SQL that lists read for a column, of the table `t`
 
     def listed(
         self, needed: int, source: str, order: str, limit: int, offset: int, parameters: Mapping[str, Any]
@@ -112,7 +113,7 @@ class TrackedTable(Generic[R]):
         window = f"limit {max(limit, 0):d} offset {max(offset, 0):d}"
         return (
             f"select p.position, r.* from {_POSITION} left join lateral ("
-            f"select row_number() over (order by {order}) as place, {store.select_list(table, 't')}"
+            f"select row_number() over (order by {order}) as place, {store.select_list(table, 't', self.instead)}"
             f" from {table.name} t {source} order by {order} {window}) r on true order by r.place"
         )
 

@@ -9,8 +9,11 @@ from runs_es.log.inspection import Finding, Findings
 from runs_projections import PROJECTIONS
 
 
-def inspect_tracking(connection: Connection[TupleRow], findings: Findings) -> None:
-    """Compare how far each projection says it has come with how far the log goes."""
+def inspect_tracking(connection: Connection[TupleRow], findings: Findings) -> list[str]:
+    """Compare how far each projection says it has come with how far the log goes.
+
+    Returns those that no process has begun to fill, as after a migration: the next server does, so nothing is wrong.
+    """
     # Read before the log's end, which only moves on.
     rows = connection.execute("select name, version, position from tracking order by name, version").fetchall()
     row = connection.execute("select coalesce(max(position), 0) from events_facts").fetchone()
@@ -20,8 +23,8 @@ def inspect_tracking(connection: Connection[TupleRow], findings: Findings) -> No
             detail = f"stands at position {position}, the log ends at {row[0]}; `runs-es rebuild {name}`"
             findings.add(Finding("read models follow the log", f"projection {name} version {version}", detail))
     known = {(name, version) for name, version, _ in rows}
-    for projection in PROJECTIONS if row[0] else ():
-        if (projection.name, projection.version) not in known:
-            place = f"projection {projection.name} version {projection.version}"
-            detail = "has never been filled; start a server, or `runs-es rebuild`"
-            findings.add(Finding("read models follow the log", place, detail))
+    return [
+        f"{projection.name} version {projection.version}"
+        for projection in (PROJECTIONS if row[0] else ())
+        if (projection.name, projection.version) not in known
+    ]

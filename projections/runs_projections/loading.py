@@ -12,6 +12,7 @@ from functools import partial
 from importlib.metadata import entry_points
 from typing import Any
 
+from runs_es.execution.own_frames import last_own_frame
 from runs_es.settings import Settings
 from runs_projections.crons import CRONS
 from runs_projections.messages import MESSAGES
@@ -37,7 +38,9 @@ def load_projections(settings: Settings | None = None) -> tuple[AnyProjection, .
         try:
             found = load()
         except Exception as error:
-            raise ProjectionLoadError(f"{named} cannot be loaded: {type(error).__name__}: {error}") from error
+            frame = last_own_frame(error)
+            why = f"{type(error).__name__}: {error}" + (f" ({frame})" if frame else "")
+            raise ProjectionLoadError(f"{named} cannot be loaded: {why}") from error
         for projection in found if isinstance(found, list | tuple) else [found]:
             _check(named, projection, loaded)
             loaded.append(projection)

@@ -11,6 +11,11 @@ _TOMBSTONE = (
     " where thread_id = %s and run_id is null and topic in ('thread.deleted', 'thread.erased') and seq <= %s"
 )
 
+_GONE = (
+    "select min(seq) from events_facts"
+    " where thread_id = %s and run_id is null and topic in ('thread.deleted', 'thread.erased') and seq > %s"
+)
+
 
 def tombstone(reader: LogReader, thread_id: str, upto: int = 2**63 - 1) -> int:
     """The seq at which the thread was last deleted or erased, not after `upto`; 0 when it never was.
@@ -21,6 +26,13 @@ def tombstone(reader: LogReader, thread_id: str, upto: int = 2**63 - 1) -> int:
         row = connection.execute(_TOMBSTONE, (thread_id, upto)).fetchone()
     assert row is not None
     return int(row[0])
+
+
+def gone_at(reader: LogReader, thread_id: str, after: int) -> int | None:
+    """The seq at which the thread was first deleted or erased after `after`; None while it was not."""
+    with reader.connection() as connection:
+        row = connection.execute(_GONE, (thread_id, after)).fetchone()
+    return row[0] if row is not None else None
 
 
 def find_run(reader: LogReader, run_id: str, thread_id: str | None = None) -> Run | None:

@@ -47,15 +47,34 @@ from runs_projections.stored_text import encoded, searchable, storable
 from runs_projections.threads import THREADS, ThreadRow
 
 _WAIT = 2.0  # seconds, as RUNS_ES_LIST_WAIT_SECONDS
+_KWARGS_BYTES = 64 * 1024  # as RUNS_ES_LIST_KWARGS_BYTES
+
+
+def _bounded_kwargs(most: int) -> str:
+    """SQL for the kwargs of a listed run: large ones stay where they are, and a note takes their place.
+
+    The stored size is asked for first: it is known without reading the value.
+    """
+    note = '{"__omitted__": "larger than RUNS_ES_LIST_KWARGS_BYTES; the run itself has them"}'
+    return (
+        f"case when pg_column_size(t.kwargs) > {most:d} then '{note}'"
+        f" when octet_length(t.kwargs::text) > {most:d} then '{note}' else t.kwargs::text end"
+    )
 
 
 class ProjectedRuns:
-    """`RunRepository`. Without a `waiter` (the process's `LiveProjector`) it asks the database how far it is."""
+    """`RunRepository`. Without a `waiter` (the process's `LiveProjector`) it asks the database how far it is.
 
-    def __init__(self, log: EventLog, waiter: Waiter | None = None, *, wait: float = _WAIT) -> None:
+    Lists leave out `kwargs` of more than `kwargs_bytes`.
+    """
+
+    def __init__(
+        self, log: EventLog, waiter: Waiter | None = None, *, wait: float = _WAIT, kwargs_bytes: int = _KWARGS_BYTES
+    ) -> None:
         self._reader = log.reader
         self._decisions = Decisions(log, kept_threads=64)
-        self._table = TrackedTable(log.reader, RUNS, waiter or TrackingPoll(log.reader), wait)
+        instead = {"kwargs": _bounded_kwargs(kwargs_bytes)}
+        self._table = TrackedTable(log.reader, RUNS, waiter or TrackingPoll(log.reader), wait, instead)
 
     def get(self, run_id: str, *, thread_id: str | None = None, user_id: str | None = None) -> Run | None:
         """The run as its facts tell, always current; None when absent, deleted, or another's."""

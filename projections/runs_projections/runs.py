@@ -123,7 +123,7 @@ def _changes(fact: Fact) -> dict[str, Any] | None:
             interrupts = encoded(fact.interrupts)
             return {"status": RunStatus.SUCCESS.value, "interrupts": interrupts, "checkpoint_id": fact.checkpoint_id}
         case RunFailed():
-            return {"status": fact.status.value, "error": fact.error, "error_type": fact.error_type}
+            return {"status": fact.status.value, "error": fact.shown_error, "error_type": fact.error_type}
         case RunCancelled():
             return {"status": RunStatus.INTERRUPTED.value}
         case _:

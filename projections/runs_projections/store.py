@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, TypeVar
 
@@ -19,10 +19,12 @@ _ARRAYS: Final[dict[str, Callable[[Iterable[Any]], list[Any]]]] = {"text": Texts
 _SCANNED = 1000
 
 
-def select_list(table: AnyTable, alias: str) -> str:
-    """The columns that make a row; JSON comes as text."""
+def select_list(table: AnyTable, alias: str, instead: Mapping[str, str] | None = None) -> str:
+    """The columns that make a row; JSON comes as text. `instead` has SQL for single columns."""
+    given = instead or {}
     return ", ".join(
-        f"{alias}.{column.name}" + ("::text" if column.kind.name.startswith("json") else "") for column in table.stored
+        given.get(column.name) or f"{alias}.{column.name}" + ("::text" if column.kind.name.startswith("json") else "")
+        for column in table.stored
     )
 
 

@@ -176,12 +176,29 @@ def rebuild_lock(
             connection.execute(f"select pg_advisory_unlock{suffix}(%s)", (key,))
 
 
+@contextmanager
+def unled(connection: Connection[TupleRow], schema: str, name: str, version: int) -> Iterator[None]:
+    """Keep every process from following for this version. Raises StoreUnavailable while one does."""
+    key = _key_of("lead", schema, name, version)
+    if connection.execute("select pg_try_advisory_lock(%s)", (key,)).fetchone() != (True,):
+        raise StoreUnavailable(f"a process still follows the log for version {version} of {name}: stop it first")
+    try:
+        yield
+    finally:
+        if not connection.closed:
+            connection.execute("select pg_advisory_unlock(%s)", (key,))
+
+
 def lead_key(schema: str, projection: AnyProjection) -> int:
     """The advisory lock that the leader holds."""
     return _key("lead", schema, projection)
 
 
 def _key(purpose: str, schema: str, projection: AnyProjection) -> int:
-    text = f"{purpose}\0{schema}\0{projection.name}\0{projection.version}"
+    return _key_of(purpose, schema, projection.name, projection.version)
+
+
+def _key_of(purpose: str, schema: str, name: str, version: int) -> int:
+    text = f"{purpose}\0{schema}\0{name}\0{version}"
     digest = blake2b(text.encode(), digest_size=8, person=b"runs-es:project")
     return int.from_bytes(digest.digest(), "big", signed=True)

@@ -25,7 +25,7 @@ from runs_es.execution.external import Arrivals, ExternalAssistants, ExternalRun
 from runs_es.execution.functions import FunctionExecutor
 from runs_es.execution.langgraph import is_installed
 from runs_es.execution.langgraph.graphs import GraphLoadError, GraphRegistry, assistant_id
-from runs_es.execution.protocol import RunExecutor
+from runs_es.execution.protocol import ActiveRun, RunExecutor, RunOutcome
 from runs_es.execution.publishers import Publishers
 from runs_es.execution.queue import JobQueue
 from runs_es.execution.routes import Routes, located
@@ -105,7 +105,7 @@ class Store:
     def _open(self, arguments: StoreArguments) -> None:
         settings = self.settings
         if arguments.executor is None:
-            self.registry = _registry(arguments.config, arguments.work)
+            self.registry = _registry(arguments.config, arguments.work, settings.graph_open_seconds)
             self.registry.add_external(settings.external_names)
             self.registry.load_all()
         external = self.registry.external if self.registry else settings.external_names
@@ -131,7 +131,9 @@ class Store:
         projector.start()
         self._exit.callback(projector.close)
         self.projector = projector
-        self.runs = ProjectedRuns(self.log, projector, wait=settings.list_wait_seconds)
+        self.runs = ProjectedRuns(
+            self.log, projector, wait=settings.list_wait_seconds, kwargs_bytes=settings.list_kwargs_bytes
+        )
         self.events = ProjectedEvents(self.log, projector, wait=settings.list_wait_seconds)
         self.threads = ProjectedThreads(self.log, projector, wait=settings.list_wait_seconds)
         self.usage = ProjectedUsage(self.log, projector, wait=settings.list_wait_seconds, prices=settings.prices)
@@ -249,7 +251,7 @@ class Store:
         shown = ShownState(self.log.reader, self._threads)
         if not is_installed():  # functions and external workers need nothing of it
             self.state = AssistantStates(registry, None, shown)
-            return _given(FunctionExecutor(registry.functions))
+            return _given(FunctionExecutor(registry.functions, others=_Unloaded(registry)))
         return self._langgraph(registry, shown)
 
     def _langgraph(self, registry: GraphRegistry, shown: ShownState) -> OpenExecutor:
@@ -269,7 +271,7 @@ class Store:
         self._is_quick = is_quick
         self._restore = CheckpointRollback(self.log.reader, schema).restore
         self._open_state = partial(open_state_left, registry, url, schema)
-        graphs = GraphStateReader(registry, self._checkpoints)
+        graphs = GraphStateReader(registry, self._checkpoints, show_errors=self.settings.show_errors != "never")
         self.state = AssistantStates(registry, graphs, shown)
 
         @asynccontextmanager
@@ -361,10 +363,10 @@ def _close_abandoned(opening: asyncio.Future[Store]) -> None:
         threading.Thread(target=opening.result().close, name="runs-es close").start()
 
 
-def _registry(config: Path | None, work: bool) -> GraphRegistry:
+def _registry(config: Path | None, work: bool, open_seconds: float) -> GraphRegistry:
     """The assistants of `config`, or the demo agent; where LangGraph is not installed the latter cannot be."""
     if config is not None:
-        return GraphRegistry.from_config(config)
+        return GraphRegistry.from_config(config, open_seconds=open_seconds)
     if is_installed():
         return GraphRegistry.demo()
     if work:
@@ -373,6 +375,18 @@ def _registry(config: Path | None, work: bool) -> GraphRegistry:
             " `executor` or a `config`, or open the store with work=False"
         )
     return GraphRegistry.empty()
+
+
+class _Unloaded:
+    """The executor of graphs where LangGraph is not installed: each run fails with what is missing."""
+
+    def __init__(self, registry: GraphRegistry) -> None:
+        self._registry = registry
+
+    async def execute(self, run: ActiveRun) -> RunOutcome | None:
+        assistant = run.run.assistant_id or ""
+        self._registry.get(self._registry.resolve(assistant) or assistant)
+        return None
 
 
 def _given(executor: RunExecutor | None) -> OpenExecutor:

@@ -51,16 +51,25 @@ class Database:
         self.close()
 
 
-def open_database(settings: Settings) -> Database:
-    """Find or start the database and see that it answers; raises DatabaseUnavailable with what to do."""
+def open_database(settings: Settings, *, create: bool = True) -> Database:
+    """Find or start the database and see that it answers; raises DatabaseUnavailable with what to do.
+
+    Without `create` an embedded database that does not exist is not made: for commands that only read.
+    """
     if settings.database_url is not None:
         _check(settings.database_url)
         return Database(settings.database_url)
     if sys.platform == "win32":
         raise DatabaseUnavailable("The embedded server does not run on Windows: set RUNS_ES_DATABASE_URL")
     # Imported late: it needs modules that Windows lacks.
+    from runs_es.database import places
     from runs_es.database.embedded import EmbeddedPostgres
 
+    if not create and not places.has_cluster(settings.data_dir):
+        raise DatabaseUnavailable(
+            f"There is no database in {settings.data_dir}, and this command makes none: `runs-es serve` does. "
+            "RUNS_ES_DATA_DIR names the folder of another embedded one, RUNS_ES_DATABASE_URL any other"
+        )
     server = EmbeddedPostgres(settings.data_dir, settings.embedded_max_connections).start()
     return Database(server.url, server.detach)
 

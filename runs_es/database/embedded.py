@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -65,7 +66,13 @@ lc_messages = 'C'
 log_min_messages = warning
 log_min_error_statement = fatal
 log_checkpoints = off
+dynamic_shared_memory_type = {dynamic_shared_memory_type}
 """
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
+_SHARED_MEMORY_BYTES = 128 * 1024 * 1024  # containers have 64 MiB or less, which parallel queries exceed
+
+
+_SEVERE = re.compile(r"(?:FATAL|PANIC|ERROR|initdb: error):.*")
 
 
 class EmbeddedPostgres:
@@ -229,6 +236,7 @@ class EmbeddedPostgres:
             *("--auth-local=trust", "--auth-host=reject", "--encoding=UTF8", "--locale=C"),
             *("--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--data-checksums", "--no-instructions"),
             "--set=unix_socket_permissions=0700",
+            f"--set=dynamic_shared_memory_type={dynamic_shared_memory_type()}",
         ]
         done = subprocess.run(
             command,
@@ -244,7 +252,10 @@ class EmbeddedPostgres:
             **account.spawn_options(),
         )
         if done.returncode != 0:
-            raise DatabaseUnavailable(f"initdb failed in {self.home}:\n{(done.stdout + done.stderr)[-_TAIL_BYTES:]}")
+            said = done.stdout + done.stderr
+            with open(self.log, "a", opener=_no_link) as log:
+                log.write(said)
+            raise DatabaseUnavailable(f"initdb failed in {self.home}: {_cause(said)} (all of it: {self.log})")
         unfinished.rename(self.cluster)
 
     def _check_version(self) -> None:
@@ -268,7 +279,8 @@ class EmbeddedPostgres:
     def _configure(self) -> Path:
         conf = self.home / "runs_es.conf"
         new = conf.with_name(conf.name + ".new")
-        new.write_text(_CONF.format(max_connections=self._max_connections))
+        memory = dynamic_shared_memory_type()
+        new.write_text(_CONF.format(max_connections=self._max_connections, dynamic_shared_memory_type=memory))
         new.chmod(0o644)
         return new.replace(conf)
 
@@ -350,6 +362,23 @@ class EmbeddedPostgres:
         except OSError:
             tail = ""
         return DatabaseUnavailable(f"The embedded server in {self.home} failed: {reason}. End of {self.log}:\n{tail}")
+
+
+def _cause(said: str) -> str:
+    """The first line that PostgreSQL calls an error, from there on; its last line when there is none."""
+    found = _SEVERE.search(said)
+    return found.group() if found is not None else said.strip().rpartition("\n")[2]
+
+
+def dynamic_shared_memory_type() -> str:
+    """Where parallel queries share memory: in files of the cluster when `/dev/shm` is missing or small."""
+    if not sys.platform.startswith("linux"):
+        return "posix"
+    try:
+        found = os.statvfs(_SHARED_MEMORY)
+    except OSError:
+        return "mmap"
+    return "posix" if found.f_bavail * found.f_frsize >= _SHARED_MEMORY_BYTES else "mmap"
 
 
 def _no_link(path: str, flags: int) -> int:

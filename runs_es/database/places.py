@@ -44,6 +44,16 @@ def home(data_dir: Path) -> Path:
     return _relocate(data_dir, account)
 
 
+def has_cluster(data_dir: Path) -> bool:
+    """Whether a database was made for this folder. Makes nothing; raises DatabaseUnavailable when it has gone since."""
+    data_dir = data_dir.expanduser().absolute()
+    pointer = data_dir / _POINTER
+    try:
+        return ((_relocated(pointer) if pointer.exists() else data_dir) / "postgres").exists()
+    except PermissionError as error:
+        raise DatabaseUnavailable(f"{data_dir} is somebody else's ({error.strerror}): set RUNS_ES_DATA_DIR") from error
+
+
 def _made(data_dir: Path) -> Path:
     data_dir = data_dir.expanduser().absolute()
     if not data_dir.exists():

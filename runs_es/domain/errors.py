@@ -96,7 +96,12 @@ class LeaseLost(RunDomainError):
 
 
 class LimitExceeded(RunDomainError):
-    """A limit was passed; the message names the setting."""
+    """A limit was passed; the message names the setting. `size` and `limit` are bytes, 0 when they are not known."""
+
+    def __init__(self, message: str, size: int = 0, limit: int = 0) -> None:
+        super().__init__(message)
+        self.size = size
+        self.limit = limit
 
 
 class FramesGone(RunDomainError):

@@ -194,7 +194,8 @@ class RunRequeued(RunFact):
     """An attempt ended without an outcome; None for a `cause` was recorded before causes were.
 
     `worker_id` had claimed it, and was last heard of at `silent_since` (ISO 8601), where it was lost and that is known.
-    A retry is due at `due_at` (ISO 8601), after `error`, `error_type` being the exception's class name.
+    A retry is due at `due_at` (ISO 8601), after `error`, `error_type` being the exception's class name. `traceback` and
+    `error_hidden` are as in `RunFailed`.
     """
 
     topic: ClassVar[str] = "run.requeued"
@@ -205,10 +206,17 @@ class RunRequeued(RunFact):
     due_at: str | None = None
     error: str = ""
     error_type: str = ""
+    traceback: str = ""
+    error_hidden: bool = False
 
     @property
     def raises_fence(self) -> bool:
         return True
+
+    @property
+    def shown_error(self) -> str:
+        """The text that clients see."""
+        return hidden_error(self.run_id) if self.error_hidden else self.error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,12 +240,23 @@ class RunCompleted(RunFact):
 
 @dataclass(frozen=True, kw_only=True)
 class RunFailed(FactOfAttempt):
-    """`status` is error or timeout; `error` is the text, if there is one, `error_type` the exception's class name."""
+    """`status` is error or timeout; `error` is the text, if there is one, `error_type` the exception's class name.
+
+    `traceback` is for the operator and never shown to clients. With `error_hidden` they see `shown_error` instead of
+    the text. The fact decides this, not a setting: what was shown once is replayed the same under any later setting.
+    """
 
     topic: ClassVar[str] = "run.failed"
     status: RunStatus = RunStatus.ERROR
     error: str | None = None
     error_type: str = "Error"
+    traceback: str = ""
+    error_hidden: bool = False
+
+    @property
+    def shown_error(self) -> str | None:
+        """The text that clients see; None where there is none."""
+        return hidden_error(self.run_id) if self.error_hidden else self.error
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -391,6 +410,11 @@ class CronSkipped(CronFact):
     topic: ClassVar[str] = "cron.skipped"
     tick: str
     reason: str = ""
+
+
+def hidden_error(run_id: str) -> str:
+    """The text in the place of an error that clients may not read. The id finds it in the log and in the history."""
+    return f"An internal error occurred (id {run_id})"
 
 
 def _check_length(field_name: str, value: str, most: int) -> None:

@@ -74,7 +74,7 @@ class Run:
         self.updated_at = created.occurred_at
         self.due_at = created.due_at
         self.started_at: str | None = None
-        self.error: str | None = None
+        self.error: str | None = None  # as clients see it; the fact has the whole text
         self.error_type: str | None = None
         self.attempt = 0
         self.failed_attempts = 0  # whose worker was lost, or whose error may pass
@@ -208,21 +208,34 @@ class Run:
             self._record(RunCompleted, at, interrupts=dict(interrupts or {}), checkpoint_id=checkpoint_id)
 
     def mark_failed(
-        self, error: str | None = None, *, error_type: str = "Error", at: str | datetime | None = None
+        self,
+        error: str | None = None,
+        *,
+        error_type: str = "Error",
+        at: str | datetime | None = None,
+        traceback: str = "",
+        error_hidden: bool = False,
     ) -> None:
-        """-> error."""
+        """-> error. `traceback` is for the operator; with `error_hidden` clients do not see the text."""
         checked_text("error", error)
         if self._must_become(RunStatus.ERROR):
-            self._record(RunFailed, at, error=error, error_type=error_type, attempt=self.under_way)
+            values = {"traceback": traceback, "error_hidden": error_hidden, "attempt": self.under_way}
+            self._record(RunFailed, at, error=error, error_type=error_type, **values)
 
     def mark_timed_out(
-        self, error: str | None = None, *, error_type: str = "TimeoutError", at: str | datetime | None = None
+        self,
+        error: str | None = None,
+        *,
+        error_type: str = "TimeoutError",
+        at: str | datetime | None = None,
+        traceback: str = "",
+        error_hidden: bool = False,
     ) -> None:
-        """-> timeout."""
+        """-> timeout, with the parameters of `mark_failed`."""
         checked_text("error", error)
         if self._must_become(RunStatus.TIMEOUT):
-            values = {"error": error, "error_type": error_type, "attempt": self.under_way}
-            self._record(RunFailed, at, status=RunStatus.TIMEOUT, **values)
+            values = {"traceback": traceback, "error_hidden": error_hidden, "attempt": self.under_way}
+            self._record(RunFailed, at, status=RunStatus.TIMEOUT, error=error, error_type=error_type, **values)
 
     def mark_cancelled(
         self, *, action: CancelAction = CancelAction.INTERRUPT, at: str | datetime | None = None
@@ -250,12 +263,15 @@ class Run:
         error: str = "",
         error_type: str = "",
         at: str | datetime | None = None,
+        traceback: str = "",
+        error_hidden: bool = False,
     ) -> None:
         """running -> pending: the attempt ended without an outcome. The next one begins at `due_at` at the earliest."""
         if self.status is not RunStatus.RUNNING:
             raise InvalidRunTransition(self.status, RunStatus.PENDING)
         why = {"silent_since": silent_since, "due_at": due_at, "error": error, "error_type": error_type}
-        self._record(RunRequeued, at, attempt=self.attempt, cause=cause, worker_id=self.worker_id, **why)
+        details = {"traceback": traceback, "error_hidden": error_hidden}
+        self._record(RunRequeued, at, attempt=self.attempt, cause=cause, worker_id=self.worker_id, **why, **details)
 
     def mark_deleted(self, *, at: str | datetime | None = None) -> None:
         """Leave every read model. Deleting twice records nothing."""
@@ -282,7 +298,7 @@ class Run:
                 self.status = RunStatus.SUCCESS
                 self.interrupts, self.checkpoint_id = copied(fact.interrupts), fact.checkpoint_id
             case RunFailed():
-                self.status, self.error, self.error_type = fact.status, fact.error, fact.error_type
+                self.status, self.error, self.error_type = fact.status, fact.shown_error, fact.error_type
             case RunCancelled():
                 self.status, self.cancelled_by = RunStatus.INTERRUPTED, fact.action
             case RunDeleted():

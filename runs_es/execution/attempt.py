@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -14,12 +15,15 @@ from runs_es.domain import (
     EventRecorded,
     LeaseLost,
     LimitExceeded,
+    MessageRecorded,
+    MessageRemoved,
     Provenance,
     Run,
     WriteConflict,
     now,
 )
 from runs_es.execution.blocking import blocking
+from runs_es.execution.omissions import short_message
 from runs_es.execution.protocol import refuse_reserved
 from runs_es.execution.recording import Keyed, KnownMessages
 from runs_es.log.append import Appended, FactItem
@@ -95,7 +99,9 @@ class Attempt:
         if len(body) > self._log.max_event_bytes:
             raise LimitExceeded(
                 f"a frame of {len(body)} bytes is over the limit of {self._log.max_event_bytes}"
-                " (RUNS_ES_MAX_FRAME_BYTES)"
+                " (RUNS_ES_MAX_FRAME_BYTES)",
+                len(body),
+                self._log.max_event_bytes,
             )
         await self._room()
         self.writer.publish(body)
@@ -121,8 +127,18 @@ class Attempt:
     async def _record_keyed(self, messages: KnownMessages, keyed: Keyed) -> None:
         fact, key = keyed
         await self._room()
-        self.record(self._log.item(fact, self._provenance, key))
+        self.record(self._item(fact, key))
         messages.note(key)
+
+    def _item(self, fact: MessageRecorded | MessageRemoved, key: str) -> FactItem:
+        """The fact to append. A message that is too large is recorded short, or every later run would fail on it."""
+        try:
+            return self._log.item(fact, self._provenance, key)
+        except LimitExceeded as error:
+            if isinstance(fact, MessageRemoved):
+                raise
+            short = replace(fact, content=short_message(fact.content, error.size))
+            return self._log.item(short, self._provenance, key)
 
     async def _known_messages(self) -> KnownMessages:
         if self._messages is None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -16,5 +18,6 @@ _threads = ThreadPoolExecutor(_THREADS, "runs-es worker")
 
 
 async def blocking(function: Callable[..., T], *arguments: object, **named: object) -> T:
-    """Call `function` in one of the threads."""
-    return await asyncio.get_running_loop().run_in_executor(_threads, lambda: function(*arguments, **named))
+    """Call `function` in one of the threads, in the caller's context: what it logs names the caller's run."""
+    call = partial(copy_context().run, function, *arguments, **named)
+    return await asyncio.get_running_loop().run_in_executor(_threads, call)

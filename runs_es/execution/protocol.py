@@ -59,11 +59,14 @@ class ActiveRun(Protocol):
 
         Returns once the frame is queued; waits only when `publish_buffer_bytes` are not yet committed.
         Raises `LeaseLost` once the run belongs to somebody else or was cancelled, ValueError for an event of the
-        store's own (`metadata`, `error`, `end`, `gap`).
+        store's own (`metadata`, `error`, `end`, `gap`), LimitExceeded for one over RUNS_ES_MAX_FRAME_BYTES.
         """
 
     async def record_message(self, message: Mapping[str, Any]) -> None:
-        """Record one message (`id`, `type`, `content`, …) as a fact, once an id and content in the thread."""
+        """Record one message (`id`, `type`, `content`, …) as a fact, once an id and content in the thread.
+
+        One over RUNS_ES_MAX_FRAME_BYTES is recorded without its content, and says so.
+        """
 
     async def retain_messages(self, message_ids: Collection[str], reason: str) -> None:
         """Take every message but these off the thread's list, as where a run went on from an earlier state.

@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 from runs_es.domain import Run
 
 _MOST_DOUBLINGS = 62
+# The global generator belongs to the embedding program, which may seed it.
+_jitter = random.Random()  # noqa: S311
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,7 @@ class Backoff:
     def seconds(self, failed_attempts: int) -> float:
         """The pause after so many failed attempts, from 1 on."""
         whole = min(self.first * 2 ** min(failed_attempts - 1, _MOST_DOUBLINGS), self.longest)
-        return float(whole * random.uniform(0.5, 1.0))  # noqa: S311
+        return float(whole * _jitter.uniform(0.5, 1.0))
 
     def due_at(self, run: Run, wall: float | None) -> str:
         """When a run whose attempt has just failed is due again: not after its time (`wall` seconds) is up, so that it

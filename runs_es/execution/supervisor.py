@@ -46,6 +46,7 @@ def limits_of(settings: Settings) -> WorkerLimits:
         settings.publish_buffer_bytes,
         Timeouts(settings.run_timeout_seconds, settings.run_idle_timeout_seconds),
         Backoff(settings.retry_seconds, settings.retry_max_seconds),
+        show_errors=settings.show_errors != "never",
     )
 
 

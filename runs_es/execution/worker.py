@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import orjson
 
@@ -37,6 +38,7 @@ from runs_es.domain import (
 from runs_es.execution.attempt import Attempt
 from runs_es.execution.blocking import blocking
 from runs_es.execution.deadline import Deadline
+from runs_es.execution.failures import is_stores_own, log_failure, recorded_traceback
 from runs_es.execution.protocol import RetryableError, RunExecutor, RunOutcome
 from runs_es.execution.retry import Backoff
 from runs_es.log.append import Append, Appended, FactItem
@@ -44,6 +46,7 @@ from runs_es.log.decisions import Decision, Decisions
 from runs_es.log.event_log import EventLog
 from runs_es.log.pages import frame
 from runs_es.log.reader import Head
+from runs_es.process_log import bound
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +70,7 @@ class WorkerLimits:
     publish_buffer_bytes: int = 4 * 1024 * 1024
     timeouts: Timeouts = Timeouts()  # noqa: RUF009  (frozen)
     backoff: Backoff = Backoff()  # noqa: RUF009  (frozen)
+    show_errors: bool = True
 
 
 @dataclass(slots=True)
@@ -147,13 +151,22 @@ class Worker:
         """Execute what is due in the thread, one run after the other, until nothing is."""
         while not self._draining:
             attempt = await self._claim(thread_id)
+            if attempt is None:
+                return
+            with bound(**self._fields(attempt.run)):
+                goes_on = await self._execute(attempt)
             # Whoever took a run from us works on the thread now: to claim again would only take it back.
-            if attempt is None or not await self._execute(attempt):
+            if not goes_on:
                 return
 
     def drain(self) -> None:
         """Begin no further run."""
         self._draining = True
+
+    def _fields(self, run: Run) -> dict[str, Any]:
+        """The fields of every line that this attempt and its agent log."""
+        fields = {"run_id": run.run_id, "thread_id": run.thread_id, "attempt": run.attempt, "user_id": run.user_id}
+        return {**fields, "worker_id": self.worker_id}
 
     # --- claiming ---
 
@@ -302,13 +315,20 @@ class Worker:
         if run.failed_attempts + 1 >= self._limits.max_attempts or not self._may_pass(error):
             return False
         due_at = self._limits.backoff.due_at(run, self._timeouts_of(run).wall)
-        run.requeue(RequeueCause.RETRY, due_at=due_at, error=_text(error), error_type=type(error).__name__)
+        told = {"error": _text(error), "error_type": type(error).__name__, **self._details(error)}
+        run.requeue(RequeueCause.RETRY, due_at=due_at, **told)
+        log_failure(error, is_retried=True, fields=self._fields(attempt.run))
         who = replace(self._provenance, reason=f"attempt {run.attempt} failed with an error that may pass")
         items = [self._log.item(fact, who) for fact in run.pull_events()]
         await asyncio.shield(asyncio.wrap_future(attempt.record(*items, last=True)))
         if self._on_requeue is not None:
             await blocking(self._on_requeue, run.thread_id, due_at)
         return True
+
+    def _details(self, error: BaseException) -> dict[str, Any]:
+        """What is recorded of an error beside its text: its traceback, and whether clients may read the text."""
+        hidden = not self._limits.show_errors and not is_stores_own(error)
+        return {"traceback": recorded_traceback(error, self._log.max_event_bytes), "error_hidden": hidden}
 
     def _may_pass(self, error: BaseException) -> bool:
         if isinstance(error, RetryableError | StoreUnavailable):
@@ -325,9 +345,11 @@ class Worker:
     async def _write_end(self, attempt: Attempt, error: BaseException | None, outcome: RunOutcome | None) -> None:
         """How the attempt ended, as frame and fact; nothing is written before all of it is known to be writable."""
 
+        details = self._details(error) if error is not None else {}
+
         def mark(run: Run) -> None:
             if error is not None:
-                _mark_failed(run, error)
+                _mark_failed(run, error, details)
             else:
                 assert outcome is not None
                 run.mark_completed(interrupts=outcome.interrupts, checkpoint_id=outcome.checkpoint_id)
@@ -338,6 +360,8 @@ class Worker:
         if error is not None and self._may_pass(error):
             who = replace(who, reason=f"gave up after {run.failed_attempts + 1} attempts")
         items = [self._log.item(fact, who) for fact in run.pull_events()]
+        if error is not None:
+            log_failure(error, is_retried=False, fields=self._fields(run))
         if run.scope is RunScope.TEMPORARY_THREAD:
             await attempt.flush()  # its end takes the thread along, and that is a decision on all of the thread
             await self._end(attempt, mark, who)
@@ -428,12 +452,12 @@ def _text(error: BaseException) -> str:
     return str(error)[:MAX_ERROR_TEXT].encode("utf-8", "replace").decode().replace("\x00", "\ufffd")
 
 
-def _mark_failed(run: Run, error: BaseException) -> None:
+def _mark_failed(run: Run, error: BaseException, details: Mapping[str, Any]) -> None:
     kind, text = type(error).__name__, _text(error)
     if isinstance(error, TimeoutError):
-        run.mark_timed_out(text or "run timed out", error_type=kind)
+        run.mark_timed_out(text or "run timed out", error_type=kind, **details)
     else:
-        run.mark_failed(text, error_type=kind)
+        run.mark_failed(text, error_type=kind, **details)
 
 
 def _error_frame(run: Run) -> bytes:

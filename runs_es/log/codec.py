@@ -138,8 +138,17 @@ def _without_cause(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, **unknown}
 
 
+def _without_traceback(values: dict[str, Any]) -> dict[str, Any]:
+    """A failure of before tracebacks were recorded and errors could be hidden from clients."""
+    return {**values, "traceback": "", "error_hidden": False}
+
+
 # (topic, version) -> what makes the next version of its fields.
-UPCASTS: dict[tuple[str, int], Upcast] = {("run.requeued", 1): _without_cause}
+UPCASTS: dict[tuple[str, int], Upcast] = {
+    ("run.requeued", 1): _without_cause,
+    ("run.requeued", 2): _without_traceback,
+    ("run.failed", 1): _without_traceback,
+}
 
 _REGISTRY = Codec(FACT_TYPES, UPCASTS)
 encode = _REGISTRY.encode

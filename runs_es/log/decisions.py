@@ -14,13 +14,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from runs_es.domain import Fact, Provenance, Thread, WriteConflict
+from runs_es.domain import Fact, Provenance, Recorded, RunCancelRequested, Thread, WriteConflict
 from runs_es.log.append import ANONYMOUS, Appended
+from runs_es.log.causes import caused
 from runs_es.log.event_log import EventLog
 from runs_es.log.reader import Head
 
 MAX_TRIES = 200
 _NO_HEAD = Head(0, 0, 0, 0)
+# The global generator belongs to the embedding program, which may seed it.
+_jitter = random.Random()  # noqa: S311
 
 
 @dataclass(slots=True)
@@ -100,13 +103,13 @@ class Decisions:
                         frames=(fold.head or _NO_HEAD).frames if decision.page else None,
                         page=decision.page,
                         page_first=decision.page_first,
-                        provenance=decision.provenances or provenance,
+                        provenance=decision.provenances or self._provenances(thread_id, decision.facts, provenance),
                         idempotency_key=idempotency_key,
                     ).result()
                 except WriteConflict:
                     decision = None
                     # Other processes decide on the same thread: back off a little, more the longer it lasts.
-                    time.sleep(random.uniform(0, min(0.001 * 2 ** min(attempt, 6), 0.05)))  # noqa: S311
+                    time.sleep(_jitter.uniform(0, min(0.001 * 2 ** min(attempt, 6), 0.05)))
                     continue
                 if appended.repeated:
                     return Decided((), None, repeated=True)
@@ -118,6 +121,13 @@ class Decisions:
                     fold.head = Head(appended.last_seq, appended.revision, appended.fence, appended.frames)
                 return Decided(decision.facts, appended)
         raise WriteConflict(f"thread {thread_id} is written to by too many at once; try again")
+
+    def _provenances(self, thread_id: str, facts: Sequence[Fact], who: Provenance) -> Sequence[Provenance]:
+        def request_of(run_id: str) -> Recorded | None:
+            requests = self._log.reader.facts(thread_id, run_id=run_id, topics=[RunCancelRequested.topic])
+            return requests[-1] if requests else None  # a later one is the stronger one
+
+        return caused(facts, who, request_of)
 
     def look(self, thread_id: str) -> tuple[Thread, Head]:
         """The thread as it is now, folded afresh for the caller to keep."""

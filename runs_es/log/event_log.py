@@ -109,7 +109,9 @@ class EventLog:
         if len(item.state) > self.max_event_bytes:
             raise LimitExceeded(
                 f"{fact.topic} of {len(item.state)} bytes is over the limit of {self.max_event_bytes}"
-                " (RUNS_ES_MAX_FRAME_BYTES)"
+                " (RUNS_ES_MAX_FRAME_BYTES)",
+                len(item.state),
+                self.max_event_bytes,
             )
         return item
 

@@ -90,7 +90,7 @@ class Findings:
 
 @dataclass(slots=True)
 class LogReport:
-    """`cut` counts threads of which retention has taken frames."""
+    """`cut` counts threads of which retention has taken frames. `unfilled` are read models that nobody has begun."""
 
     threads: int = 0
     facts: int = 0
@@ -98,6 +98,7 @@ class LogReport:
     cut: int = 0
     seconds: float = 0.0
     findings: Findings = field(default_factory=Findings)
+    unfilled: list[str] = field(default_factory=list)
 
 
 class ThreadInspection:

@@ -31,6 +31,7 @@ from runs_es.domain import (
     now,
 )
 from runs_es.log import codec, segments, session
+from runs_es.log.append import PAGE_TOPIC
 from runs_es.log.decisions import Decision, Decisions
 from runs_es.log.event_log import EventLog
 from runs_es.log.reader import Head
@@ -396,6 +397,45 @@ class Erased:
     rows: int
 
 
+@dataclass(frozen=True, slots=True)
+class Erasable:
+    """What an erasure of a thread would delete. `active` are the runs that have not ended."""
+
+    runs: int
+    active: int
+    facts: int
+    pages: int
+
+    @property
+    def is_nothing(self) -> bool:
+        return not (self.facts or self.pages)
+
+
+def erasable(log: EventLog, thread_id: str, *, force: bool = False) -> Erasable:
+    """Count what `erase_thread` would delete, and refuse what it refuses. Changes nothing."""
+    head, facts = log.reader.lifecycle(thread_id)
+    thread = Thread.fold(thread_id, (each.fact for each in facts))
+    _check_erasable(thread, head.revision if head is not None else 0, force)
+    with log.reader.connection() as connection:
+        row = connection.execute(
+            "select count(distinct run_id), count(*) filter (where topic <> %(page)s),"
+            " count(*) filter (where topic = %(page)s)"
+            " from events where thread_id = %(thread)s and topic <> %(erased)s",
+            {"thread": thread_id, "page": PAGE_TOPIC, "erased": ThreadErased.topic},
+        ).fetchone()
+    assert row is not None
+    return Erasable(runs=row[0], active=len(thread.active), facts=row[1], pages=row[2])
+
+
+def _check_erasable(thread: Thread, revision: int, force: bool) -> None:
+    if revision == 0:
+        raise ThreadNotFound(thread.thread_id)
+    if thread.active and not force:
+        raise ConflictError(
+            f"thread {thread.thread_id} has {len(thread.active)} active run(s): cancel them first, or end them by force"
+        )
+
+
 def erase_thread(log: EventLog, thread_id: str, *, provenance: Provenance, force: bool = False) -> Erased:
     """Delete all that is known of a thread but its head row and a `thread.erased` fact that says who and why.
 
@@ -404,15 +444,10 @@ def erase_thread(log: EventLog, thread_id: str, *, provenance: Provenance, force
     """
 
     def decide(thread: Thread, head: Head) -> Decision:
-        if head.revision == 0:
-            raise ThreadNotFound(thread_id)
+        _check_erasable(thread, head.revision, force)
         last = _last_erasure(log, thread_id)
         if last is not None and last[0] == head.revision:
             return Decision(())  # only the deletion is to be done
-        if thread.active and not force:
-            raise ConflictError(
-                f"thread {thread_id} has {len(thread.active)} active run(s): cancel them first, or end them by force"
-            )
         erased = ThreadErased(thread_id=thread_id, occurred_at=now(), events=head.seq)
         return Decision([*_endings(thread), erased])
 

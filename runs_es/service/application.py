@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Executor
+from contextvars import copy_context
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import orjson
@@ -148,6 +150,17 @@ class RunsApplicationService:
         """The run as its facts tell: always current. None when there is none that the caller may see."""
         run = await self._call(lambda: self._runs.get(query.run_id, thread_id=query.thread_id, user_id=query.user_id))
         return RunSnapshot.from_run(run) if run else None
+
+    async def get_recorded_run(self, query: GetRunQuery) -> RunSnapshot | None:
+        """The same, and a stateless run also after its thread has gone: for those who may still join its stream."""
+        run = await self.get_run(query)
+        if run is not None:
+            return run
+        try:
+            recorded = await self._call(self._visible, query.run_id, None, query.user_id)
+        except RunNotFound:
+            return None
+        return RunSnapshot.from_run(recorded) if query.thread_id in (None, recorded.thread_id) else None
 
     async def list_runs(self, query: ListRunsQuery) -> list[RunSnapshot]:
         """A thread's runs, newest first."""
@@ -343,7 +356,7 @@ class RunsApplicationService:
         return _with_questions(values, run) if run is not None else values
 
     async def _call(self, function: Callable[..., T], *arguments: object) -> T:
-        return await in_thread(self._threads, function, *arguments)
+        return await in_thread(self._threads, partial(copy_context().run, function, *arguments))
 
 
 def last_values(reader: LogReader, thread_id: str, run_id: str, first: int, last: int) -> Any:

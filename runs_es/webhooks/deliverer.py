@@ -39,6 +39,8 @@ _LOOK_SECONDS = 1.0  # without any news: is an attempt due, or was a fact writte
 _PAUSE_SECONDS = 0.05  # between two looks at the log, while facts come all the time
 _DATABASE_THREADS = 3
 _GONE = 410
+# The global generator belongs to the embedding program, which may seed it.
+_jitter = random.Random()  # noqa: S311
 
 
 class WebhookDeliverer:
@@ -256,4 +258,4 @@ def _iso(moment: datetime) -> str:
 def backoff(first: float, attempts: int) -> float:
     """Seconds to wait after so many attempts, half of it by chance: who failed together does not come back together."""
     longest = min(first * 2.0 ** min(attempts - 1, 64), MAX_BACKOFF)
-    return longest * random.uniform(0.5, 1.0)  # noqa: S311
+    return longest * _jitter.uniform(0.5, 1.0)

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import orjson
 
 from runs_es.domain import TERMINAL_TOPICS, FramesGone, Run, RunStatus
+from runs_es.execution.omissions import is_omission
 from runs_es.log.reader import LogReader
 from runs_es.service.application import last_values
 from runs_es.service.views import RunSnapshot, run_body
@@ -60,6 +61,7 @@ def _values(reader: LogReader, run: RunSnapshot, last: int) -> Any:
     if bounds is None or bounds.started is None:
         return None
     try:
-        return last_values(reader, run.thread_id, run.run_id, bounds.started, last) or None
+        values = last_values(reader, run.thread_id, run.run_id, bounds.started, last) or None
     except FramesGone:
         return None
+    return None if is_omission(values) else values  # too large for a frame: the state has them

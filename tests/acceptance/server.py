@@ -18,7 +18,9 @@ from typing import Any, Self
 
 import httpx
 
-START_SECONDS = 40
+# Bounds for what hangs, far above what a slow and busy machine takes.
+START_SECONDS = 180
+END_SECONDS = 120
 
 
 def free_port() -> int:
@@ -55,17 +57,26 @@ class Server:
     def start(self) -> Self:
         """Start, and return once `/ok` answers."""
         self._process = subprocess.Popen(self._command, env=self._env, stdout=self._log, stderr=subprocess.STDOUT)
+        try:
+            self._wait_until_it_answers(self._process)
+        except BaseException:
+            self._process.kill()  # nobody leaves a block that was not entered
+            self._process.wait()
+            raise
+        return self
+
+    def _wait_until_it_answers(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + START_SECONDS
         while True:
-            if self._process.poll() is not None:
+            if process.poll() is not None:
                 raise AssertionError(f"the server ended: {self.output[-3000:]}")
             try:
-                if httpx.get(f"{self.url}/ok", timeout=2).status_code == 200:
-                    return self
+                if httpx.get(f"{self.url}/ok", timeout=10).status_code == 200:
+                    return
             except httpx.TransportError:
                 assert time.monotonic() < deadline, "the server does not answer /ok"
                 with suppress(subprocess.TimeoutExpired):
-                    self._process.wait(0.02)  # tries again a little later, unless it has ended
+                    process.wait(0.02)  # tries again a little later, unless it has ended
 
     @property
     def pid(self) -> int:
@@ -89,7 +100,7 @@ class Server:
     def _end(self, how: signal.Signals) -> int:
         assert self._process is not None
         self._process.send_signal(how)
-        return self._process.wait(30)
+        return self._process.wait(END_SECONDS)
 
     def __enter__(self) -> Self:
         return self.start()

@@ -216,7 +216,6 @@ async def check(database: Database, server: Server, asked: list[Request], tally:
                 assert (await client.get(f"/threads/{request.thread_id}")).json()["status"] in ("idle", "interrupted")
 
 
-@pytest.mark.timeout(120)
 async def test_a_run_whose_server_is_killed_before_it_is_queued_is_executed_once(
     database_url: str, database: Database, ledger: Ledger
 ) -> None:

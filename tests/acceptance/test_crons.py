@@ -353,7 +353,6 @@ async def killed(database_url: str, tally: Tally, kills: int) -> None:
         tally.runs += len(story.created)
 
 
-@pytest.mark.timeout(120)
 async def test_ticks_that_two_servers_share_while_one_is_killed_have_one_run_each(
     database_url: str, ledger: Ledger
 ) -> None:

@@ -138,7 +138,6 @@ def data_of(received: Received, event: str) -> list[str]:
     return [each[2].decode() for each in found if each and each[1].decode() == event]
 
 
-@pytest.mark.timeout(120)
 async def test_a_worker_whose_server_is_killed_is_recorded_once_byte_for_byte(
     database_url: str, ledger: Ledger
 ) -> None:
@@ -169,7 +168,6 @@ def page_worker(folder: Path, url: str) -> Iterator[subprocess.Popen[bytes]]:
         process.wait(30)
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("how", [pytest.param(signal.SIGKILL, marks=pytest.mark.faults), signal.SIGSTOP])
 def test_a_lost_workers_run_is_taken_over_and_the_one_that_wakes_up_writes_nothing(
     database_url: str, tmp_path: Path, how: signal.Signals

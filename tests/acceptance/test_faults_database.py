@@ -234,35 +234,30 @@ async def with_embedded(folder: Path, ledger: Ledger, seeds: Iterable[int], kill
         assert await asyncio.to_thread(server.stop) == 0
 
 
-@pytest.mark.timeout(60)
 async def test_streams_of_another_process_survive_the_loss_of_listener_and_notifier(
     module_database_url: str, server: Server, workers: Workers, ledger: Ledger
 ) -> None:
     await lose_connections(module_database_url, server, ledger, 1, 4, ["runs-es listener", "runs-es notifier"])
 
 
-@pytest.mark.timeout(60)
 async def test_streams_without_any_hint_are_whole_within_the_bound_of_the_poll(
     module_database_url: str, server: Server, workers: Workers, ledger: Ledger
 ) -> None:
     await drop_hints(module_database_url, server, ledger, 2, 3)
 
 
-@pytest.mark.timeout(60)
 async def test_heads_with_a_clock_ahead_change_no_order(
     module_database_url: str, server: Server, workers: Workers, ledger: Ledger
 ) -> None:
     await set_clock_ahead(module_database_url, server, ledger, 4, 3)
 
 
-@pytest.mark.timeout(60)
 async def test_runs_of_killed_workers_end_whole_in_the_same_streams(
     server: Server, workers: Workers, ledger: Ledger
 ) -> None:
     await kill_workers(server, workers, ledger, 5, 2)
 
 
-@pytest.mark.timeout(60)
 async def test_a_killed_postmaster_loses_nothing_that_a_client_had_seen(folder: Path, ledger: Ledger) -> None:
     await with_embedded(folder, ledger, [6], 1, restart=True)
 
@@ -281,13 +276,11 @@ async def test_all_of_it_at_length(
     await with_embedded(folder, ledger, range(SEED + 20, SEED + 23), 2, restart=True)
 
 
-@pytest.mark.timeout(90)
 async def test_runs_and_streams_survive_the_loss_of_every_connection_at_once(
     module_database_url: str, server: Server, workers: Workers, ledger: Ledger
 ) -> None:
     await lose_connections(module_database_url, server, ledger, 3, 2, [])
 
 
-@pytest.mark.timeout(90)
 async def test_a_server_recovers_by_itself_when_its_postmaster_comes_back(folder: Path, ledger: Ledger) -> None:
     await with_embedded(folder, ledger, [7], 2, restart=False)

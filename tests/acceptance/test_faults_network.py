@@ -188,19 +188,16 @@ async def stall(server: Server, ledger: Ledger, seed: int, readers: int) -> None
     await tally.check(server.port, other, *stalled)
 
 
-@pytest.mark.timeout(60)
 async def test_a_stream_cut_after_any_byte_goes_on_exactly_where_it_was_cut(server: Server, ledger: Ledger) -> None:
     await sweep(server, ledger, 1, ["custom"], 1)
 
 
-@pytest.mark.timeout(60)
 async def test_live_streams_cut_at_random_are_whole_beside_an_undisturbed_joiner(
     server: Server, ledger: Ledger
 ) -> None:
     await broken_live(server, ledger, 2, 3, 4)
 
 
-@pytest.mark.timeout(60)
 async def test_joining_again_and_again_while_frames_flow_misses_and_repeats_none(
     server: Server, ledger: Ledger
 ) -> None:
@@ -208,7 +205,6 @@ async def test_joining_again_and_again_while_frames_flow_misses_and_repeats_none
     await hop(server, ledger, 3, path, "append between read and subscribe", 4)
 
 
-@pytest.mark.timeout(60)
 async def test_many_events_in_one_millisecond_are_told_apart(
     module_database_url: str, server: Server, ledger: Ledger
 ) -> None:
@@ -223,22 +219,18 @@ async def test_many_events_in_one_millisecond_are_told_apart(
     assert most > 50
 
 
-@pytest.mark.timeout(60)
 async def test_a_cut_behind_a_heartbeat_or_in_one_moves_no_cursor(server: Server, ledger: Ledger) -> None:
     await heartbeats(server, ledger, 5, 9)
 
 
-@pytest.mark.timeout(60)
 async def test_a_stalled_connection_holds_up_nobody_else_and_goes_on_whole(server: Server, ledger: Ledger) -> None:
     await stall(server, ledger, 6, 3)
 
 
-@pytest.mark.timeout(60)
 async def test_readers_that_never_read_hold_up_nobody_else(server: Server, ledger: Ledger) -> None:
     await never_read(server, ledger, 7, 5)
 
 
-@pytest.mark.timeout(60)
 async def test_a_reader_that_never_reads_is_cut_off_at_the_send_timeout(server: Server, ledger: Ledger) -> None:
     path = await create(server.port, {"count": 1000, "size": 8192}, assistant="burst", modes=["custom"])
     await Client(path).follow(server.port)
@@ -249,7 +241,6 @@ async def test_a_reader_that_never_reads_is_cut_off_at_the_send_timeout(server: 
     ledger.tally("a reader that never reads is cut off", 8).faults["never reads"] = 1
 
 
-@pytest.mark.timeout(60)
 async def test_memory_does_not_grow_with_readers_that_never_read(server: Server, ledger: Ledger) -> None:
     path = await create(server.port, {"count": 3000, "size": 8192}, assistant="burst", modes=["custom"])
     for _ in range(3):

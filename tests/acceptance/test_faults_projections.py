@@ -70,7 +70,6 @@ def test_projectors_killed_at_fifty_random_points_one_and_two_at_once(log: Event
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(120)
 def test_a_process_that_is_frozen_while_it_leads_the_read_models_stops_nobody_for_long(log: EventLog) -> None:
     with following(log.url) as frozen:
         random_stories(log, 1, threads=2, steps=20, prefix="before-")

@@ -126,7 +126,6 @@ async def frozen_in_a_write(url: str, server: Server, config: Path, folder: Path
     assert max(others, own) < WAIT + SLOW_MACHINE
 
 
-@pytest.mark.timeout(90)
 async def test_a_worker_frozen_while_it_ends_a_run_holds_nobody_up_and_writes_nothing_more(
     database_url: str, server: Server, config: Path, folder: Path, ledger: Ledger
 ) -> None:
@@ -135,7 +134,6 @@ async def test_a_worker_frozen_while_it_ends_a_run_holds_nobody_up_and_writes_no
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(90)
 async def test_a_worker_frozen_while_it_writes_a_page_holds_nobody_up_and_writes_nothing_more(
     database_url: str, server: Server, config: Path, folder: Path, ledger: Ledger
 ) -> None:
@@ -144,7 +142,6 @@ async def test_a_worker_frozen_while_it_writes_a_page_holds_nobody_up_and_writes
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(90)
 async def test_a_worker_frozen_while_it_saves_a_checkpoint_holds_nobody_up_and_writes_nothing_more(
     database_url: str, server: Server, config: Path, folder: Path, ledger: Ledger
 ) -> None:

@@ -313,7 +313,6 @@ async def test_what_a_run_finds_missing_is_made_or_refused_and_what_it_leaves_ke
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(120)
 async def test_a_kill_goes_on_from_the_last_checkpoint_unless_none_was_to_be_saved_before_the_exit(
     database_url: str, config: Path
 ) -> None:

@@ -124,7 +124,6 @@ async def lose_workers(
     return story
 
 
-@pytest.mark.timeout(90)
 async def test_eight_kills_of_three_workers_leave_every_run_with_one_end_and_no_late_row(
     database_url: str, server: Server, config: Path, ledger: Ledger
 ) -> None:

@@ -184,7 +184,6 @@ def ended_once(url: str, traffic: Traffic) -> int:
     return sum(topics["run.requeued"] for topics in runs.values())
 
 
-@pytest.mark.timeout(90)
 async def test_a_rolling_restart_fails_no_request_and_loses_no_event(
     database_url: str, servers: list[Server], ledger: Ledger
 ) -> None:
@@ -203,7 +202,6 @@ async def connect_and_ask(port: int, answers: Counter[bytes], most: int | None =
         writer.transport.abort()
 
 
-@pytest.mark.timeout(60)
 async def test_whoever_connects_while_a_server_stops_is_answered_or_refused(database_url: str, ledger: Ledger) -> None:
     answers: Counter[bytes] = Counter()
     with Server(database_url, env=QUICK) as server:

@@ -43,7 +43,7 @@ def work(settings: Settings, *options: str, **environment: str) -> subprocess.Po
 def drained(settings: Settings, *options: str) -> str:
     """What `work --drain` printed, ended with 0."""
     worker = work(settings, "--drain", "--config", str(CONFIG), *options)
-    printed, _ = worker.communicate(timeout=40)
+    printed, _ = worker.communicate(timeout=200)
     assert worker.returncode == 0
     return printed
 
@@ -154,7 +154,7 @@ def test_a_worker_that_is_taken_away_hands_its_run_to_another_within_two_seconds
         finally:
             for worker in workers:
                 worker.terminate()
-                worker.communicate(timeout=20)
+                worker.communicate(timeout=200)
     (first, second), (requeued,) = facts(settings, "run.started"), facts(settings, "run.requeued")
     assert first[1] != second[1]
     assert (second[2] - requeued[2]).total_seconds() < 2

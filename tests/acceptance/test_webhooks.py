@@ -158,7 +158,6 @@ def one_kill(running: list[Server], record: Record, receiver: Receiver, tally: T
     tally.events += len(receiver.requests)
 
 
-@pytest.mark.timeout(120)
 def test_a_server_killed_while_it_sends_webhooks_loses_none_and_repeats_none_that_was_recorded(
     database_url: str, record: Record, ledger: Ledger
 ) -> None:
@@ -181,7 +180,6 @@ def test_forty_kills_of_two_servers_lose_no_webhook_and_repeat_none_that_was_rec
 
 
 @pytest.mark.faults
-@pytest.mark.timeout(120)
 def test_a_process_stopped_in_the_middle_of_a_delivery_does_not_hold_it_up_nor_undo_what_another_recorded(
     database_url: str, record: Record, ledger: Ledger
 ) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -81,6 +82,8 @@ def test_rebuild_tells_what_it_made_and_verify_that_nothing_differs(run, setting
     verified = run("rebuild", "--verify")
     assert verified.code == 0
     assert "identical to what the log says" in verified.out
+    told = json.loads(run("rebuild", "--verify", "--json").out)
+    assert (told["rows"]["runs"], told["differences"]) == (2, [])
 
 
 def test_verify_shows_what_differs_and_how_to_put_it_right(run, settings: Settings, database_url: str):
@@ -190,3 +193,9 @@ def test_a_process_that_is_asked_to_stop_says_so_and_succeeds(
         rest = process.stdout.read()
         assert process.wait(30) == 0, "".join(printed) + rest
     assert rest.rstrip().endswith("stopped")
+
+
+def test_a_misspelt_setting_keeps_every_command_from_starting(run: Any):
+    result = run("serve", RUNS_ES_USER_HEDER="X-User")
+    assert result.code == 2
+    assert "RUNS_ES_USER_HEDER is no setting; did you mean RUNS_ES_USER_HEADER?" in " ".join(result.err.split())

@@ -41,3 +41,16 @@ def test_a_database_that_was_never_migrated_is_a_finding(run, empty_database_url
     assert result.code == 1
     assert "is not applied: run `runs-es migrate`" in result.out
     assert "the log was not looked at" in result.out
+
+
+async def test_a_read_model_that_no_server_has_begun_is_told_and_is_no_finding(  # type: ignore[no-untyped-def]
+    run, settings: Settings, database_url: str
+):
+    """Between the migration of a new release and its first server."""
+    await two_runs(settings)
+    with psycopg.connect(database_url) as connection:
+        connection.execute("update runs_es.tracking set version = 1 where name = 'threads'")
+    result = run("check", RUNS_ES_DATABASE_URL=database_url)
+    assert (result.code, result.err) == (0, ""), result.out
+    assert "threads version 2" in result.out
+    assert json.loads(run("check", "--json").out)["read_models_not_begun"] == ["threads version 2"]

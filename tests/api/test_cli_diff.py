@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import json
 
+from runs_es.domain import RunScope
+from runs_es.execution.protocol import ActiveRun
+from runs_es.service.commands import CreateRunCommand
 from runs_es.settings import Settings
+from runs_projections.wiring import open_store
 from tests.api.test_cli import run as run  # the fixture
 from tests.api.test_cli import two_runs
+
+
+class Telling:
+    async def execute(self, run: ActiveRun) -> None:
+        await run.publish("values", {"n": 1})
 
 
 async def test_a_run_is_compared_with_what_it_was(run, settings: Settings, database_url: str):  # type: ignore[no-untyped-def]
@@ -53,3 +62,16 @@ async def test_history_goes_up_to_a_seq(run, settings: Settings, database_url: s
     assert (early.code, "it was created at 2" in early.err) == (1, True)
     late = run("history", cancelled, "--as-of", "77", RUNS_ES_DATABASE_URL=database_url)
     assert (late.code, "--as-of is 77" in late.err) == (2, True)
+
+
+async def test_a_stateless_run_is_compared_after_its_thread_has_gone(run, settings: Settings, database_url: str):  # type: ignore[no-untyped-def]
+    with open_store(settings, executor=Telling()) as store:
+        made = await store.service.create_background(
+            CreateRunCommand(assistant_id="agent", scope=RunScope.TEMPORARY_THREAD, create_thread=True)
+        )
+        ended = await store.service.ended(made.thread_id, made.run_id)
+    result = run("diff", made.run_id, "--from", "3", RUNS_ES_DATABASE_URL=database_url)
+    assert (result.code, result.err) == (0, "")
+    assert f"+++ run {made.run_id} at seq {ended}: success" in result.out
+    assert "state\n  ~ (all of it)" in result.out
+    assert run("history", made.run_id, "--as-of", "3").code == 0

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
 
-from runs_api.cli_retention import size_of
+from runs_api.terminal import size_of
 from runs_es.log import retention, segments
 from runs_es.log.event_log import EventLog
 from tests.api.test_cli_tail import Run
@@ -84,11 +85,43 @@ def test_erase_refuses_what_is_not_there_what_runs_and_what_has_no_reason(run: R
     assert run("erase", busy, "--reason", "x", "--yes", "--force")[0] == 0
 
 
-def test_erase_asks_and_no_is_no(run: Run, log: EventLog, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_erase_looks_and_counts_before_it_asks_and_no_is_no(
+    run: Run, log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
     thread_id = ended(log).thread_id
-    monkeypatch.setattr("typer.confirm", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    asked: list[str] = []
+
+    def no(question: str, **_: object) -> None:
+        asked.append(question)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("typer.confirm", no)
+    code, _, complaint = run("erase", "nobody", "--reason", "x")
+    assert (code, "there is no thread nobody in" in complaint, asked) == (1, True, [])
+    busy = Recording(log).thread_id
+    assert "cancel them first" in run("erase", busy, "--reason", "x")[2]
+    assert asked == []
     assert run("erase", thread_id, "--reason", "x")[0] == 130
+    assert asked == [f"Erase thread {thread_id} for good: 1 runs, 5 facts and 1 pages of frames?"]
     assert len(log.reader.facts(thread_id)) == 5
+
+
+def test_a_thread_that_was_erased_before_is_not_asked_about_again(
+    run: Run, log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thread_id = ended(log).thread_id
+    assert run("erase", thread_id, "--reason", "x", "--yes")[0] == 0
+    code, _, complaint = run("erase", thread_id, "--reason", "x")
+    assert (code, "was erased before" in complaint) == (1, True)
+
+
+def test_what_retention_does_is_there_as_json(run: Run, log: EventLog) -> None:
+    ended(log)
+    (told,) = map(json.loads, run("retain", "--dry-run", "--json")[1])
+    assert [(each["segment"], each["action"]) for each in told["segments"]] == [(1, "keep")]
+    assert list(map(json.loads, run("retain", "--status", "success", "--json")[1])) == [
+        {"dry_run": False, "pages": 1, "runs": 1}
+    ]
 
 
 @pytest.mark.parametrize(("size", "text"), [(0, "0 B"), (1536, "1.5 KiB"), (3 << 30, "3.0 GiB"), (5 << 40, "5.0 TiB")])

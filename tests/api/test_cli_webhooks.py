@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 from runs_es.service.commands import CancelRunCommand
 from tests.api.test_cli import run as run  # the fixture
@@ -21,6 +22,9 @@ def test_one_that_was_given_up_is_shown_and_begun_anew(run, open_quick: OpenStor
         assert listed.code == 1, "so that a script can tell"
         assert made.run_id in listed.out
         assert "the receiver answered 500" in listed.out
+        (told,) = map(json.loads, run("webhooks", "list", "--json").out.splitlines())
+        assert (told["run_id"], told["state"], told["host"]) == (made.run_id, "failed", "127.0.0.1")
+        assert "url" not in told, "its path may be a secret"
         receiver.script = lambda *_: 200
         retried = run("webhooks", "retry", made.run_id, RUNS_ES_DATABASE_URL=database_url)
         assert (retried.code, retried.out.strip()) == (0, "1 due now; a process that executes runs sends them")

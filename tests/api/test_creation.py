@@ -8,17 +8,40 @@ import pytest
 
 from runs_api.caller import Caller
 from runs_api.creation import assistant_of, stateful, stateless
+from runs_api.cron_runs import cron_runs
 from runs_api.errors import ApiError
 from runs_api.requests import RunBody, StatelessRunBody
 from runs_es.domain import AssistantNotFound, DisconnectMode, MultitaskStrategy, Provenance, RunScope
 from runs_es.execution.langgraph.graphs import GraphRegistry
 from runs_es.service.commands import CreateRunCommand
+from runs_es.service.crons import CronSnapshot
 
 THREAD = "4c84a93e-e3bb-4bee-8a34-654ef0152289"
 ASSISTANT = "fe096781-5601-53d2-b2f6-0d3403f7e9ca"
 GRAPHS = GraphRegistry.demo()
 ADA = Caller("ada", Provenance(actor="user:ada", correlation_id="c1"))
 ANYBODY = Caller(None, Provenance(actor="api"))
+
+
+def cron(user_id: str | None, thread_id: str | None, payload: dict[str, Any]) -> CronSnapshot:
+    at = "2026-01-01T00:00:00+00:00"
+    return CronSnapshot(
+        cron_id="c1",
+        assistant_id="agent",
+        schedule="* * * * *",
+        timezone=None,
+        end_time=None,
+        enabled=True,
+        run_thread_id=thread_id,
+        on_run_completed=None,
+        payload=payload,
+        metadata={},
+        user_id=user_id,
+        created_at=at,
+        updated_at=at,
+        next_run_date=at,
+        revision=1,
+    )
 
 
 def command(caller: Caller = ANYBODY, **fields: Any) -> CreateRunCommand:
@@ -86,6 +109,57 @@ def test_what_a_client_says_of_ids_and_of_who_it_is_does_not_count():
         "user_id": "ada",
     }
     assert made.metadata == {"assistant_id": ASSISTANT, "graph_id": "agent"}
+    assert made.context == {
+        "color": "red",
+        "thread_id": THREAD,
+        "run_id": made.run_id,
+        "user_id": "ada",
+        "graph_id": "agent",
+    }
+
+
+@pytest.mark.parametrize(
+    "fields", [{"config": {"configurable": {"user_id": "alice"}}}, {"context": {"user_id": "alice"}}]
+)
+def test_a_client_says_who_the_user_is_when_none_is_known(fields: dict[str, Any]):
+    assert command(**fields).config["configurable"]["user_id"] == "alice"
+    assert command(ADA, **fields).config["configurable"]["user_id"] == "ada"
+
+
+def test_without_a_known_user_and_without_a_word_of_the_client_the_user_is_empty():
+    assert command().config["configurable"]["user_id"] == ""
+    assert command().context == {}
+
+
+def test_runs_of_crons_and_stateless_runs_are_told_of_the_user_in_the_same_way():
+    fields = {"assistant_id": "agent", "config": {"configurable": {"user_id": "alice"}}}
+    body = StatelessRunBody.model_validate(fields)
+    assert stateless(body, ANYBODY, GRAPHS).config["configurable"]["user_id"] == "alice"
+    assert stateless(body, ADA, GRAPHS).config["configurable"]["user_id"] == "ada"
+    for thread_id in (None, THREAD):
+        for user_id, seen in ((None, "alice"), ("ada", "ada")):
+            launched = cron_runs(GRAPHS)(cron(user_id, thread_id, {"config": fields["config"]}), THREAD)
+            assert launched.config["configurable"]["user_id"] == seen
+
+
+def test_what_is_sent_as_configurable_is_the_context_too():
+    made = command(config={"configurable": {"model": "m-1", "__pregel_store": {}, "langgraph_auth_user_id": "root"}})
+    assert made.context == {"model": "m-1"}
+    assert made.config["configurable"]["model"] == "m-1"
+
+
+def test_what_is_sent_as_context_is_configurable_too_but_for_what_langgraph_reads_there():
+    checkpoint = {"checkpoint_id": "1efc4c5c-0000-6000-8000-000000000000", "checkpoint_ns": "x", "checkpoint_map": {}}
+    made = command(context={"model": "m-1", "thread_id": "theirs", "langgraph_auth_user_id": "root", **checkpoint})
+    assert made.context == {"model": "m-1", "thread_id": "theirs", **checkpoint}
+    assert made.config["configurable"] == {
+        "model": "m-1",
+        "run_id": made.run_id,
+        "thread_id": THREAD,
+        "graph_id": "agent",
+        "assistant_id": ASSISTANT,
+        "user_id": "",
+    }
 
 
 @pytest.mark.parametrize("named", ["agent", ASSISTANT, ASSISTANT.upper()])

@@ -241,6 +241,12 @@ async def test_a_worker_that_renews_keeps_its_run_and_is_told_of_a_cancel(client
     last = {"outcome": "success", "values": {"too": "late"}}
     assert (await worker.told("finish", **last))["status"] == "interrupted"
     assert [event["event"] for event in await stream(client, thread, run)] == ["metadata", "end"]
+    path = f"/threads/{thread}/runs/{run}"
+    request, end = (await client.get(f"{path}/events?types=run.cancel_requested,run.cancelled")).json()
+    assert end["metadata"]["causation_id"] == str(request["seq"])
+    assert end["metadata"]["correlation_id"] == request["metadata"]["correlation_id"]
+    assert end["metadata"]["reason"].startswith("cancel requested by api")
+    assert end["metadata"]["reason"] in (await client.get(f"{path}/history")).text
 
 
 @pytest.mark.parametrize("action", ["interrupt", "rollback"])
@@ -453,13 +459,47 @@ async def test_a_stateless_run_takes_its_thread_along(client: httpx.AsyncClient)
     assert (await client.get(f"/threads/{worker.thread_id}")).status_code == 404
 
 
-async def test_without_a_token_only_this_machine_may_work_and_no_page_of_a_browser(
-    store: Store, external_settings: Settings, client: httpx.AsyncClient
+@pytest.mark.parametrize(
+    "header",
+    [
+        "Origin",
+        "Forwarded",
+        "Via",
+        "X-Forwarded-For",
+        "X-Forwarded-Host",
+        "X-Forwarded-Proto",
+        "X-Real-IP",
+        "X-User",
+        "X-Client-IP",
+        "True-Client-IP",
+        "CF-Connecting-IP",
+        "X-Envoy-External-Address",
+        "X-Amzn-Trace-Id",
+        "Remote-User",
+        "Sec-Fetch-Site",
+        "Cookie",
+    ],
+)
+async def test_without_a_token_a_request_with_any_header_of_a_proxy_or_a_browser_is_refused(
+    client: httpx.AsyncClient, header: str
 ):
-    for headers in ({"Origin": "https://example.org"}, {"X-Forwarded-For": "127.0.0.1"}, {"Forwarded": "for=1.2.3.4"}):
-        answer = await client.post("/workers/claim", json={"worker_id": "w"}, headers=headers)
-        assert (answer.status_code, "RUNS_ES_WORKER_TOKEN" in answer.text) == (403, True)
-    assert (await client.post("/workers/claim", json={"worker_id": "w"})).status_code == 204
+    answer = await client.post("/workers/claim", json={"worker_id": "w"}, headers={header: "127.0.0.1"})
+    assert answer.status_code == 403
+    assert f"the header {header.lower()}" in answer.json()["detail"]
+    assert "RUNS_ES_WORKER_TOKEN" in answer.json()["detail"]
+
+
+async def test_without_a_token_what_http_clients_send_by_themselves_is_taken(client: httpx.AsyncClient):
+    usual = {"Accept-Language": "*", "Sec-Fetch-Mode": "cors", "traceparent": "00-1-1-01", "X-Request-Id": "a"}
+    assert (await client.post("/workers/claim", json={"worker_id": "w"}, headers=usual)).status_code == 204
+
+
+async def test_where_there_are_users_a_worker_needs_a_token(store: Store, external_settings: Settings):
+    settings = external_settings.model_copy(update={"user_header": "X-User"})
+    async with client_of(store, settings) as client:
+        for path in ("claim", *(f"runs/{uuid.uuid4()}/{what}" for what in ("append", "renew", "finish", "release"))):
+            answer = await client.post(f"/workers/{path}", json={"worker_id": "w"})
+            assert (answer.status_code, "RUNS_ES_WORKER_TOKEN" in answer.text) == (403, True)
 
 
 async def test_with_a_token_everybody_needs_it(store: Store, external_settings: Settings):

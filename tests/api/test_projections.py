@@ -183,3 +183,14 @@ async def test_a_thread_without_messages_used_nothing(client: httpx.AsyncClient)
 def test_prices_come_from_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUNS_ES_PRICES", '{"m": {"input": 2.5, "output": 10}}')
     assert Settings().prices == {"m": Price(input=2.5, output=10)}
+
+
+async def test_the_address_of_the_server_leads_to_what_there_is(client: httpx.AsyncClient):
+    page = await client.get("/")
+    assert page.status_code == 200
+    assert page.headers["content-type"].startswith("text/html")
+    links = re.findall(r'href="([^"]+)"', page.text)
+    assert "docs" in links
+    for link in links:
+        assert (await client.get(f"/{link}")).status_code == 200
+    assert (await client.head("/")).status_code == 200

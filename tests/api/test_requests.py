@@ -6,11 +6,13 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from runs_api.errors import ApiError, described
+from runs_api.json_bodies import MAX_DEPTH, Bounds, parsed
 from runs_api.requests import (
-    MAX_DEPTH,
     HistoryBody,
     Names,
     RunBody,
@@ -18,7 +20,6 @@ from runs_api.requests import (
     ThreadBody,
     ThreadIdText,
     ThreadSearchBody,
-    parsed,
 )
 
 ID = "4c84a93e-e3bb-4bee-8a34-654ef0152289"
@@ -210,3 +211,59 @@ def test_much_json_that_is_not_deep_is_accepted():
 def test_what_is_not_json_is_no_json(body: bytes):
     with pytest.raises(json.JSONDecodeError):
         parsed(body)
+
+
+DEEP = b",".join([b"[" * 150 + b"]" * 150] * 20_000)
+WIDE = b"[" + b",".join([b"[]"] * 3_000_000) + b"]"
+
+
+@pytest.mark.parametrize("body", [WIDE, b"[" + DEEP + b"]", b"[" + b"0," * 4_000_000 + b"0]"])
+def test_a_body_of_too_many_elements_is_refused_once_so_many_have_come(body: bytes):
+    bounds = Bounds(max_elements=250_000)
+    with pytest.raises(ApiError, match="RUNS_ES_MAX_BODY_ELEMENTS") as caught:
+        bounds.check(body[: len(body) // 4])
+    assert caught.value.status_code == 413
+
+
+def test_depth_is_counted_over_pieces_and_before_the_end_has_come():
+    bounds = Bounds(max_depth=10)
+    bounds.check(b"[" * 6)
+    bounds.check(b"]" * 2 + b"{" * 6)
+    with pytest.raises(ApiError, match="RUNS_ES_MAX_BODY_DEPTH"):
+        bounds.check(b"[")
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    value=st.recursive(
+        st.none() | st.text(alphabet='[]{},"\\\n\t\x00aä'),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(alphabet='[{"\\,', max_size=3), inner),
+        max_leaves=20,
+    ),
+    size=st.integers(1, 7),
+)
+def test_what_stands_in_strings_does_not_count_wherever_the_pieces_end(value: Any, size: int):
+    text = json.dumps(value).encode()
+
+    def within(depth: int, elements: int) -> bool:
+        bounds = Bounds(depth, elements)
+        try:
+            for start in range(0, len(text), size):
+                bounds.check(text[start : start + size])
+        except ApiError:
+            return False
+        return True
+
+    depth, elements = measured(value)
+    assert within(depth, elements)
+    assert depth == 0 or not within(depth - 1, elements)
+    assert elements == 0 or not within(depth, elements - 1)
+
+
+def measured(value: Any) -> tuple[int, int]:
+    """Depth and elements: each array or object, and each comma."""
+    if not isinstance(value, list | dict):
+        return 0, 0
+    inner = [measured(each) for each in (value.values() if isinstance(value, dict) else value)]
+    depth = 1 + max((depth for depth, _ in inner), default=0)
+    return depth, 1 + max(len(inner) - 1, 0) + sum(elements for _, elements in inner)

@@ -37,6 +37,38 @@ async def test_a_wait_names_the_thread_and_a_place_that_outlives_it(client: http
     assert (await client.get(answer.headers["location"])).json() == {"n": 2}
 
 
+async def test_the_record_of_a_run_is_read_after_its_thread_has_gone(client: httpx.AsyncClient):
+    said = [{"id": "m", "type": "human", "content": "hello"}]
+    where = (await client.post("/runs/wait", json=body(frames=FRAMES, messages=said))).headers["content-location"]
+    assert (await client.get(where)).status_code == 404
+    page = await client.get(f"{where}/history")
+    assert page.status_code == 200
+    assert "run.completed" in page.text
+    assert "thread.deleted" not in page.text
+    events = (await client.get(f"{where}/events")).json()
+    assert [each["event_type"] for each in events].count("values") == 2
+    started = next(each["seq"] for each in events if each["event_type"] == "run.started")
+    told = (await client.get(f"{where}/diff", params={"from": started})).json()
+    assert told["run"][0] == {"path": "/status", "change": "changed", "from": "running", "to": "success"}
+    assert told["state"] == [{"path": "", "change": "changed", "from": None, "to": {"n": 2}}]
+    assert [each["message_id"] for each in told["messages"]] == ["m"]
+    then = await client.get(where, params={"as_of": started})
+    assert (then.status_code, then.json()["status"]) == (200, "running")
+    (message,) = (await client.get(f"{where}/messages")).json()
+    assert message["content"]["content"] == "hello"
+    followed = await client.get(f"{where}/events", headers={"Accept": "text/event-stream"})
+    seen = [each["id"] for each in events_of(followed.text) if each.get("event") != "end" and "id" in each]
+    assert seen == [str(each["seq"]) for each in events]
+
+
+async def test_a_run_of_a_deleted_thread_that_was_not_temporary_stays_unread(client: httpx.AsyncClient):
+    thread = (await client.post("/threads", json={})).json()["thread_id"]
+    where = (await client.post(f"/threads/{thread}/runs/wait", json=body(frames=FRAMES))).headers["content-location"]
+    assert (await client.delete(f"/threads/{thread}")).status_code == 204
+    for path in ("history", "diff", "events", "messages"):
+        assert (await client.get(f"{where}/{path}")).status_code == 404
+
+
 async def test_a_thread_that_is_to_be_kept_stays(client: httpx.AsyncClient):
     answer = await client.post("/runs/wait", json=body("keep", frames=FRAMES))
     where = answer.headers["content-location"]

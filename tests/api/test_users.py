@@ -50,6 +50,26 @@ async def test_a_name_that_is_too_long_is_refused_by_the_name_of_its_header(clie
     assert (answer.status_code, answer.json()["detail"][:6]) == (422, "X-User")
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        *map(str.encode, ("bob\u00a0", "\u3000bob", "bob\u0085", "\u2003bob", "bob\u2028", "b\u0085ob", "bob\ufeff")),
+        b"\xa0bob",  # as latin-1
+        b"bob\x85",
+        b"\x1fbob",
+    ],
+)
+async def test_odd_characters_around_a_name_never_make_it_anothers(client: httpx.AsyncClient, odd: bytes):
+    bobs = (await client.post("/threads", json={}, headers=BOB)).json()["thread_id"]
+    answer = await client.get(f"/threads/{bobs}", headers=[(b"X-User", odd)])
+    assert answer.status_code in (401, 404)  # refused, or another user
+
+
+async def test_space_of_http_around_a_name_is_no_part_of_it(client: httpx.AsyncClient):
+    bobs = (await client.post("/threads", json={}, headers=BOB)).json()["thread_id"]
+    assert (await client.get(f"/threads/{bobs}", headers={"X-User": " \tbob\t "})).status_code == 200
+
+
 async def test_the_server_says_that_it_is_up_to_anybody(client: httpx.AsyncClient):
     assert (await client.get("/ok")).json() == {"ok": True, "services": {}}
     assert (await client.get("/info")).status_code == 200
@@ -112,6 +132,10 @@ async def test_a_stateless_run_belongs_to_who_started_it_also_after_its_thread_h
     where = (await client.post("/runs/stream", json=RUN)).headers["location"]
     assert (await client.get(where)).status_code == 200
     assert (await client.get(where, headers=BOB)).status_code == 404
+    in_thread = (await client.post("/runs/wait", json=RUN)).headers["content-location"]
+    for path in ("history", "diff", "events", "messages"):
+        assert (await client.get(f"{in_thread}/{path}")).status_code == 200
+        assert (await client.get(f"{in_thread}/{path}", headers=BOB)).status_code == 404
 
 
 async def test_the_graph_is_told_who_the_user_is(client: httpx.AsyncClient):

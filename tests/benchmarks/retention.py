@@ -42,7 +42,7 @@ Latency = tuple[float, float]  # when, and how long it took
 def produce(log: EventLog, until: threading.Event, latencies: list[Latency]) -> None:
     """A run that writes at its times, however long a write takes, until told to stop."""
     recording = Recording(log)
-    due = time.monotonic() + random.random() / WRITES_A_SECOND
+    due = time.monotonic() + random.Random().random() / WRITES_A_SECOND
     while not until.wait(max(due - time.monotonic(), 0)):
         recording.publish(FRAMES, "0123456789" * 20)
         latencies.append((due, time.monotonic() - due))
@@ -51,13 +51,14 @@ def produce(log: EventLog, until: threading.Event, latencies: list[Latency]) -> 
 
 def fill(log: EventLog, connection: Connection[Any]) -> Recording:
     """A segment of ended runs for each round; returns a run whose pages lie in the first two."""
+    dice = random.Random(7)
     cut = Recording(log)
     cut.publish(5)
     for segment in range(ROUNDS):
         for number in range(OLD_RUNS):
             recording = Recording(log)
             for _ in range(PAGES):
-                recording.publish(1, random.randbytes(PAGE_BYTES // 2).hex())
+                recording.publish(1, dice.randbytes(PAGE_BYTES // 2).hex())
             end(recording, STATUSES[number % len(STATUSES)])
         segments.rotate(connection)
         if segment == 0:

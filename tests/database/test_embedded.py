@@ -504,3 +504,31 @@ def test_a_malformed_url_is_not_repeated_with_its_password() -> None:
     with pytest.raises(DatabaseUnavailable) as caught:
         open_database(Settings(database_url="postgres+driver://user:secret@host/database"))
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shared_memory", ["missing", "small"])
+def test_a_machine_with_little_shared_memory_needs_none(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, shared_memory: str
+) -> None:
+    """Containers give `/dev/shm` 64 MiB, or one: initdb would fail there, and parallel queries later."""
+    if shared_memory == "missing":
+        monkeypatch.setattr(embedded, "_SHARED_MEMORY", folder / "nothing")
+    else:
+        monkeypatch.setattr(embedded, "_SHARED_MEMORY_BYTES", 2**62)
+    with EmbeddedPostgres(folder / "data") as server, psycopg.connect(server.url) as connection:
+        assert connection.execute("show dynamic_shared_memory_type").fetchone() == ("mmap",)
+        connection.execute("set debug_parallel_query = on")
+        connection.execute("set min_parallel_table_scan_size = 0")
+        assert connection.execute("select count(*) from generate_series(1, 1000)").fetchone() == (1000,)
+
+
+def test_a_database_that_cannot_be_made_is_one_sentence_with_the_reason(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded, "dynamic_shared_memory_type", lambda: "nonsense")
+    with pytest.raises(DatabaseUnavailable) as raised:
+        EmbeddedPostgres(folder / "data").start()
+    told = str(raised.value)
+    assert told.startswith(f"initdb failed in {folder / 'data'}: FATAL:")
+    assert "\n" not in told
+    assert "exit code 1" in (folder / "data" / "server.log").read_text()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import pytest
 from langgraph.graph.state import CompiledStateGraph
 
 from runs_es.execution.langgraph.graphs import GraphLoadError, GraphRegistry, assistant_id
+from tests.execution.conftest import Project
 
 GRAPH = """
     from typing import TypedDict
@@ -33,28 +32,6 @@ GRAPH = """
     builder.add_edge(START, "step")
     graph = builder.compile()
 """
-
-Project = Callable[..., Path]
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Project]:
-    """Writes a user's project and gives the path of its langgraph.json; what importing it changed is undone."""
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    modules = set(sys.modules)
-
-    def write(config: Any, files: dict[str, str] | None = None) -> Path:
-        for name, text in (files or {}).items():
-            file = tmp_path / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(textwrap.dedent(text))
-        path = tmp_path / "langgraph.json"
-        path.write_text(config if isinstance(config, str) else json.dumps(config))
-        return path
-
-    yield write
-    for name in set(sys.modules) - modules:
-        del sys.modules[name]
 
 
 def module_of_file(path: str) -> Any:
@@ -253,7 +230,11 @@ def test_a_configuration_that_is_wrong_says_where_and_what(project: Project, con
         ("./missing.py:graph", r"graph 'mine' of .*langgraph.json: the file .*missing.py does not exist"),
         ("./agent.py:grpah", r"agent.py has no 'grpah'; name a variable that it defines"),
         ("./agent.py:number", r"number in ./agent.py is a int; it must be a StateGraph"),
-        ("./agent.py:needy", r"needy needs arguments"),
+        (
+            "./agent.py:needy",
+            r"needy needs arguments that a factory of graphs is not given; it may have two, `con",
+        ),
+        ("./agent.py:giving_seven", r"giving_seven\(\) gave a int; it must be a StateGraph"),
         ("./agent.py:angry", r"angry\(\) failed: RuntimeError: no"),
         ("./agent.py:angry_async", r"angry_async\(\) failed: RuntimeError: no"),
         ("./agent.py:empty", r"empty does not compile: Graph must have an entrypoint"),
@@ -268,7 +249,8 @@ def test_a_graph_that_cannot_be_loaded_says_which_and_why(
     agent = """
     from langgraph.graph import StateGraph
     number, empty = 7, StateGraph(dict)
-    def needy(config): ...
+    def needy(config, other): ...
+    def giving_seven(config): return 7
     def angry(): raise RuntimeError("no")
     async def angry_async(): raise RuntimeError("no")
     """

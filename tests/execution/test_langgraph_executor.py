@@ -6,6 +6,7 @@ import asyncio
 import json
 import operator
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 from uuid import uuid4
@@ -18,8 +19,10 @@ from langgraph.graph import END, START, StateGraph
 from langgraph.graph.message import add_messages
 from langgraph.runtime import Runtime
 from langgraph.types import Command, Send, interrupt
+from pydantic import BaseModel, ConfigDict, Field
 
 from runs_es.domain import LeaseLost
+from runs_es.execution.langgraph.encoding import encode
 from runs_es.execution.langgraph.executor import CheckpointNotFound, LangGraphExecutor
 from runs_es.execution.langgraph.graphs import GraphLoadError, GraphRegistry, assistant_id
 from runs_es.execution.langgraph.messages import MessageFrames, NewMessages
@@ -195,20 +198,95 @@ async def test_a_state_without_messages_says_nothing_of_which_are_retained() -> 
     assert run.retained is None
 
 
-def test_a_large_state_is_not_looked_at_again_when_nothing_changed() -> None:
-    class Unread(HumanMessage):
-        def model_dump(self, **kwargs: Any) -> dict[str, Any]:
-            dumped.append(self.id)
-            return super().model_dump(**kwargs)
-
-    dumped: list[Any] = []
-    state = {"messages": [Unread(content="x", id=str(number)) for number in range(1000)]}
+def test_a_state_in_which_nothing_changed_has_no_new_messages() -> None:
+    state = {"messages": [HumanMessage(content="x", id=str(number)) for number in range(100)]}
     new = NewMessages("t")
-    assert len(list(new.of(state))) == 1000
-    dumped.clear()
-    state["messages"] = [*state["messages"], Unread(content="last", id="last")]
+    assert len(list(new.of(state))) == 100
+    state["messages"] = [*state["messages"], HumanMessage(content="last", id="last")]
     assert [message["id"] for message in new.of(state)] == ["last"]
-    assert dumped == ["last"]
+    assert not new.changed_in_place
+    assert not new.differ(state)
+
+
+def test_messages_of_langchain_are_encoded_without_a_dump(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = [
+        HumanMessage([{"type": "text", "text": "x"}], id="1", extra="kept"),
+        AIMessage("a", tool_calls=[{"name": "t", "args": {"a": 1}, "id": "c", "type": "tool_call"}]),
+        AIMessageChunk("x", tool_call_chunks=[{"name": "t", "args": "{", "id": "c", "index": 0}]),
+        ToolMessage("r", tool_call_id="c", artifact={"bytes": b"x"}),
+    ]
+    dumped = [encode(message.model_dump(warnings=False)) for message in whole]
+    for message in whole:
+        monkeypatch.setattr(type(message), "model_dump", None)
+    assert [encode(message) for message in whole] == dumped
+
+
+class Talk(TypedDict):
+    messages: Annotated[list[AnyMessage], add_messages]
+
+
+CHANGES: list[tuple[str, Any]] = [
+    ("content", [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]),
+    ("response_metadata", {"model_name": "m-1"}),
+    ("additional_kwargs", {"seen": True}),
+    ("usage_metadata", {"input_tokens": 1, "output_tokens": 2, "total_tokens": 3}),
+    ("tool_calls", [{"name": "clock", "args": {}, "id": "c", "type": "tool_call"}]),
+]
+
+
+@pytest.mark.parametrize(("part", "changed"), CHANGES, ids=[part for part, _ in CHANGES])
+async def test_a_message_that_a_later_node_changes_in_place_is_recorded_by_that_run(part: str, changed: Any) -> None:
+    async def say(state: Talk) -> dict[str, Any]:
+        usage = {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2}
+        return {"messages": [AIMessage([{"type": "text", "text": "one"}], id="a", usage_metadata=usage)]}
+
+    async def change(state: Talk) -> dict[str, Any]:
+        message = state["messages"][-1]
+        held = getattr(message, part)
+        if isinstance(held, list):
+            held[:] = changed
+        else:
+            held.clear()
+            held.update(changed)
+        return {"messages": [message]}
+
+    saver = InMemorySaver()
+    executor = executor_of(talk(say, change), saver)
+    run = RecordedRun({"input": {"messages": [HumanMessage("hi", id="h")]}})
+    await executor.execute(run)
+    assert [(message["id"], message.get(part)) for message in run.messages][-1] == ("a", changed)
+    assert [message["id"] for message in run.messages] == ["h", "a", "a"]
+    assert run.data_of("values")[-1]["messages"][-1][part] == changed
+    state = await talk(say, change).copy({"checkpointer": saver}).aget_state(thread_of(run))
+    assert getattr(state.values["messages"][-1], part) == changed
+
+
+async def test_a_change_in_place_that_is_not_saved_is_taken_back_from_the_list_by_the_same_run() -> None:
+    async def say(state: Talk) -> dict[str, Any]:
+        return {"messages": [AIMessage(["one"], id="a")]}
+
+    async def change(state: Talk) -> dict[str, Any]:
+        state["messages"][-1].content.append("two")
+        return {}
+
+    saver = InMemorySaver()
+    run = RecordedRun({"input": {"messages": []}})
+    await executor_of(talk(say, change), saver).execute(run)
+    state = await talk(say, change).copy({"checkpointer": saver}).aget_state(thread_of(run))
+    assert run.messages[-1]["content"] == state.values["messages"][-1].content
+
+
+def talk(first: Any, second: Any) -> Any:
+    builder = StateGraph(Talk)
+    builder.add_node("first", first)
+    builder.add_node("second", second)
+    builder.add_edge(START, "first")
+    builder.add_edge("first", "second")
+    return builder.compile()
+
+
+def thread_of(run: RecordedRun) -> Any:
+    return {"configurable": {"thread_id": run.run.thread_id}}
 
 
 def test_a_message_that_changed_is_new_whether_replaced_or_changed_in_place() -> None:
@@ -500,6 +578,54 @@ async def test_context_reaches_the_graph() -> None:
     run = RecordedRun({"input": {"steps": []}, "context": {"who": "ada"}})
     await executor_of(builder.compile()).execute(run)
     assert run.frames[-1] == ("values", {"steps": ["ada"]})
+
+
+@dataclass
+class Preferences:
+    model: str = "small"
+    words: int = 3
+    source: str = field(default="code", init=False)
+
+
+class StrictPreferences(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = "small"
+    words: int = Field(3, alias="length")
+
+
+class OptionalPreferences(TypedDict, total=False):
+    model: str
+
+
+@pytest.mark.parametrize(
+    ("schema", "asked", "seen"),
+    [
+        (Preferences, {}, Preferences()),
+        (Preferences, {"model": "large"}, Preferences("large")),
+        (Preferences, {"model": "large", "user_id": "ada", "source": "client"}, Preferences("large")),
+        (StrictPreferences, {}, StrictPreferences()),
+        (StrictPreferences, {"length": 5, "user_id": "ada"}, StrictPreferences(length=5)),
+        (OptionalPreferences, {}, None),  # LangGraph's own: an empty dict counts as no context
+        (OptionalPreferences, {"model": "large", "user_id": "ada"}, {"model": "large", "user_id": "ada"}),
+        (None, {"model": "large"}, {"model": "large"}),
+        (None, {}, None),
+    ],
+)
+async def test_the_defaults_of_a_context_schema_apply_and_what_it_does_not_know_is_left_out(
+    schema: Any, asked: dict[str, Any], seen: Any
+) -> None:
+    given: list[Any] = []
+
+    async def look(state: dict[str, Any], runtime: Runtime[Any]) -> dict[str, Any]:
+        given.append(runtime.context)
+        return {}
+
+    builder = StateGraph(Steps, context_schema=schema)
+    builder.add_node("look", look)
+    builder.add_edge(START, "look")
+    await executor_of(builder.compile()).execute(RecordedRun({"input": {"steps": []}, "context": asked}))
+    assert given == [seen]
 
 
 async def test_a_frame_that_json_has_no_word_for_does_not_end_a_run() -> None:

@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 def python(folder: Path, name: str, database_url: str) -> str:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path]), "RUNS_ES_DATABASE_URL": database_url}
     ran = subprocess.run(
-        [sys.executable, name], cwd=folder, env=env, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, name], cwd=folder, env=env, capture_output=True, text=True, timeout=200, check=False
     )
     assert ran.returncode == 0, ran.stderr
     return ran.stdout

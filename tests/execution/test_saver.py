@@ -187,8 +187,10 @@ async def transactions_of(pool: CheckpointPool) -> set[str]:
 
 
 async def test_what_is_written_behind_is_written_together_and_seen_by_every_read(
-    pool: CheckpointPool, thread_id: str
+    pool: CheckpointPool, thread_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The read ends the wait for more writes. On a slow machine the usual wait is over before the second write.
+    monkeypatch.setattr("runs_es.execution.langgraph.saver._COLLECT_SECONDS", 60.0)
     saver = saver_of(pool, thread_id, behind=True)
     saved = await write_something(saver, thread_id)
     found = await saver.aget_tuple(config_of(thread_id))

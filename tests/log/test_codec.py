@@ -86,11 +86,30 @@ EXPECTED: dict[tuple[str, int], Fact] = {
         error="no route",
         error_type="ConnectionError",
     ),
+    ("run.requeued", 3): RunRequeued(
+        **OF_RUN,
+        attempt=2,
+        cause=RequeueCause.RETRY,
+        worker_id="w",
+        due_at="2026-06-01T10:00:07.123456+00:00",
+        error="no route",
+        error_type="ConnectionError",
+        traceback="Traceback (most recent call last):\n  …",
+        error_hidden=True,
+    ),
     ("run.cancel_requested", 1): RunCancelRequested(**OF_RUN, attempt=1, action=CancelAction.ROLLBACK),
     ("run.completed", 1): RunCompleted(
         **OF_RUN, interrupts={"task": [{"id": "i", "value": "sure?"}]}, checkpoint_id="cp"
     ),
     ("run.failed", 1): RunFailed(**OF_RUN, attempt=3, status=RunStatus.TIMEOUT, error="too slow", error_type="Timeout"),
+    ("run.failed", 2): RunFailed(
+        **OF_RUN,
+        attempt=3,
+        error="too slow",
+        error_type="Slow",
+        traceback="Traceback (most recent call last):\n  …",
+        error_hidden=True,
+    ),
     ("run.cancelled", 1): RunCancelled(**OF_RUN, attempt=0, action=CancelAction.INTERRUPT),
     ("run.deleted", 1): RunDeleted(**OF_RUN, attempt=None),
     ("message.recorded", 1): MessageRecorded(

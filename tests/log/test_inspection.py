@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import random
 import threading
+import uuid
 from collections.abc import Iterator
 
 import psycopg
@@ -171,7 +171,7 @@ def test_a_log_that_is_written_to_meanwhile_is_well(log: EventLog, monkeypatch: 
     def write() -> None:
         revision = born.revision
         while not stop.is_set():
-            fact = RunCreated(thread_id=thread, run_id=f"r{random.random()}", occurred_at=now(), assistant_id="a")
+            fact = RunCreated(thread_id=thread, run_id=f"r{uuid.uuid4()}", occurred_at=now(), assistant_id="a")
             revision = log.append(thread, [fact], expected=revision).result(10).revision
             written[0] = revision
 

@@ -27,6 +27,7 @@ from runs_es.domain import (
     RequeueCause,
     Run,
     RunClaimed,
+    RunFailed,
     RunNotFound,
     RunStarted,
     RunStatus,
@@ -364,7 +365,7 @@ class ExternalRuns:
                 run.mark_cancelled(action=run.cancel_requested)
                 return
             _same_frames(head.frames, frames)
-            ending.mark(run)
+            ending.mark(run, show_errors=self._limits.show_errors)
 
         return self._close(stated, how)
 
@@ -395,7 +396,8 @@ class ExternalRuns:
             return decision(run, thread.closed(run), self._restore)
 
         try:
-            self._decisions.make(thread_id, decide, provenance=Provenance(actor=f"worker:{claim.worker_id}"))
+            who = Provenance(actor=f"worker:{claim.worker_id}")
+            decided = self._decisions.make(thread_id, decide, provenance=who)
         except Refused:
             raise
         except LeaseLost:
@@ -404,6 +406,7 @@ class ExternalRuns:
             raise self._why_lost(stated) from None
         self.leases.drop(stated.claim_id)
         self._settled(thread_id)
+        _log_failure(closed[0], decided.facts, claim.worker_id)
         return closed[0]
 
     def _ended_before(self, stated: Stated) -> Run | None:
@@ -490,6 +493,14 @@ def _folded(recordeds: Sequence[Recorded]) -> Run:
     run = Run.fold(each.fact for each in recordeds)
     assert run is not None
     return run
+
+
+def _log_failure(run: Run, facts: Sequence[Fact], worker_id: str) -> None:
+    """One line for a run that its external worker says has failed: the worker's own log has the traceback."""
+    failed = next((fact for fact in facts if isinstance(fact, RunFailed) and fact.run_id == run.run_id), None)
+    if failed is not None:
+        fields = {"run_id": run.run_id, "thread_id": run.thread_id, "attempt": run.attempt, "worker_id": worker_id}
+        logger.error("run %s failed: %s: %s", run.run_id, failed.error_type, failed.error, extra=fields)
 
 
 def _starts(facts: Sequence[Fact]) -> bool:

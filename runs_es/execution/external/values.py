@@ -58,13 +58,14 @@ class Ending:
     error: str = ""
     error_type: str = "Error"
 
-    def mark(self, run: Run) -> None:
+    def mark(self, run: Run, *, show_errors: bool = True) -> None:
+        """End the run so. Without `show_errors` clients do not see the text."""
         if self.status is RunStatus.SUCCESS:
             run.mark_completed(interrupts=self.interrupts)
         elif self.status is RunStatus.TIMEOUT:
-            run.mark_timed_out(self.error, error_type=self.error_type)
+            run.mark_timed_out(self.error, error_type=self.error_type, error_hidden=not show_errors)
         else:
-            run.mark_failed(self.error, error_type=self.error_type)
+            run.mark_failed(self.error, error_type=self.error_type, error_hidden=not show_errors)
 
 
 @dataclass(frozen=True, slots=True)

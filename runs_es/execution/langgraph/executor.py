@@ -15,9 +15,12 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.graph import START
 from langgraph.types import StateSnapshot
 
-from runs_es.domain import LeaseLost
+from runs_es.domain import LeaseLost, LimitExceeded
+from runs_es.execution.langgraph.context import context_for
 from runs_es.execution.langgraph.encoding import encode, plain
+from runs_es.execution.langgraph.factories import Opening
 from runs_es.execution.langgraph.graphs import GraphRegistry, over
+from runs_es.execution.langgraph.large_frames import shortened, shortened_state
 from runs_es.execution.langgraph.messages import MessageFrames, NewMessages
 from runs_es.execution.langgraph.request import Breakpoints, GraphRequest, durability_of
 from runs_es.execution.langgraph.resume import must_be_asked
@@ -60,11 +63,13 @@ class LangGraphExecutor:
 
     async def execute(self, run: ActiveRun) -> RunOutcome:
         request = GraphRequest.of(run.run, run.attempt, self._registry)
-        async with _saving(self._saver_for(run)) as saver:
-            return await self._execute(run, request, saver)
+        opening = Opening("threads.create_run", request.config, request.context, run.run.user_id)
+        async with self._registry.opened(request.graph_id, opening) as made, _saving(self._saver_for(run)) as saver:
+            return await self._execute(run, request, over(made, saver), saver)
 
-    async def _execute(self, run: ActiveRun, request: GraphRequest, saver: BaseCheckpointSaver[Any]) -> RunOutcome:
-        graph = over(self._registry.get(request.graph_id), saver)
+    async def _execute(
+        self, run: ActiveRun, request: GraphRequest, graph: Graph, saver: BaseCheckpointSaver[Any]
+    ) -> RunOutcome:
         frames = _Frames(run, request)
         if run.attempt > 1:
             head = await graph.aget_state(request.thread_config)
@@ -82,6 +87,12 @@ class LangGraphExecutor:
             must_be_asked(request.resume, await graph.aget_state(request.config))
         await _stream(graph, request, frames)
         head = await graph.aget_state(request.thread_config)
+        if frames.may_differ(head):
+            # A node has changed a message in place. Whether that was saved only the database knows.
+            if isinstance(saver, FencedPostgresSaver):
+                saver.forget_newest()
+            head = await graph.aget_state(request.thread_config)
+            await frames.record(head.values)
         await frames.retain(head)
         return _outcome(head)
 
@@ -124,7 +135,7 @@ async def _stream(graph: Graph, request: GraphRequest, frames: _Frames) -> None:
     stream: Any = graph.astream(
         request.input,
         request.config,
-        context=request.context,
+        context=context_for(graph.context_schema, request.context),
         stream_mode=request.graph_modes,
         subgraphs=request.subgraphs,
         interrupt_before=request.interrupt_before,
@@ -156,7 +167,7 @@ class _Frames:
             case "messages" if not self._tuples:
                 await self._send_message(*payload)
             case _:
-                await self._run.publish(_name(mode, namespace), encode(payload))
+                await self._publish(_name(mode, namespace), encode(payload))
 
     async def send_pause(self, head: StateSnapshot) -> None:
         """What an attempt shows that finds the graph waiting at a breakpoint already."""
@@ -175,17 +186,38 @@ class _Frames:
         if held is not None:
             await self._run.retain_messages(held, "not in the state that the run left")
 
+    async def record(self, state: Any) -> None:
+        """Record the messages of a state that are not as they were recorded last."""
+        for message in self._new.of(state):
+            await self._run.record_message(message)
+
+    def may_differ(self, head: StateSnapshot) -> bool:
+        """Whether messages of the state that the run left may be others than those recorded."""
+        return self._new.changed_in_place or self._new.differ(head.values)
+
     async def _send_values(self, namespace: Namespace, state: Any) -> None:
         """Messages first: who reads a message in this frame finds it recorded."""
+        messages: list[bytes] = []
         if not namespace:
-            for message in self._new.of(state):
-                await self._run.record_message(message)
+            await self.record(state)
+            state, messages = self._new.encoded(state)
         if "values" in self._wanted:
-            await self._run.publish(_name("values", namespace), encode(state))
+            event = _name("values", namespace)
+            try:
+                await self._run.publish(event, encode(state))
+            except LimitExceeded as error:
+                await self._publish(event, shortened_state(state, messages, error, self._run.run))
 
     async def _send_message(self, message: BaseMessage, metadata: dict[str, Any]) -> None:
         for event, data in self._built.of(message, metadata):
+            await self._publish(event, data)
+
+    async def _publish(self, event: str, data: bytes) -> None:
+        """Stream a frame; one that is too large is replaced by one that says so, and the run goes on."""
+        try:
             await self._run.publish(event, data)
+        except LimitExceeded as error:
+            await self._run.publish(event, shortened(event, data, error, self._run.run))
 
 
 def _name(mode: str, namespace: Namespace) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from uuid import UUID, uuid5
 
+import orjson
 from langchain_core.messages import BaseMessage, BaseMessageChunk, convert_to_messages, message_chunk_to_message
 
 from runs_es.execution.langgraph.encoding import encode, plain
@@ -34,29 +35,46 @@ class MessageFrames:
 
 
 class NewMessages:
-    """Finds the messages of a state that this run has not yet shown. One a run.
+    """Finds the messages of a state that differ from those this run has shown. One a run.
 
-    A state comes after every superstep and may hold a thousand messages: those that are the same objects as the last
-    time, with the same content object, are passed over without looking inside.
+    Each message of each state is encoded and compared, because a node may change any part of one in place: that the
+    object is the same proves nothing. The bytes serve for the frame too.
     """
 
     def __init__(self, thread_id: str) -> None:
         self._thread_id = thread_id
-        self._seen: dict[str | int, tuple[Any, Any]] = {}
+        self._seen: dict[str | int, tuple[Any, bytes]] = {}
+        self._encoded: list[bytes] = []
+        self.changed_in_place = False  # an object that was shown had other content later
 
     def of(self, state: Any) -> Iterator[dict[str, Any]]:
-        messages = state.get("messages") if isinstance(state, Mapping) else None
-        if not isinstance(messages, list):
-            return
-        for index, message in enumerate(messages):
-            key, content = _field(message, "id") or index, _field(message, "content")
-            seen, seen_content = self._seen.get(key, (None, None))
-            if seen is message and seen_content is content:
+        """The messages that are new or changed, as JSON has them; what they are is then known."""
+        self._encoded = []
+        for index, message in enumerate(_messages(state)):
+            encoded = encode(message)
+            self._encoded.append(encoded)
+            key = _field(message, "id") or index
+            seen, before = self._seen.get(key, (None, b""))
+            self._seen[key] = (message, encoded)
+            if encoded == before:
                 continue
-            self._seen[key] = (message, content)
-            # The same object with another content was changed in place, so it equals itself and proves nothing.
-            if (seen is message or seen != message) and (known := _as_dict(message)) is not None:
+            self.changed_in_place = self.changed_in_place or seen is message
+            if (known := _as_dict(message)) is not None:
                 yield {**known, "id": known.get("id") or self._id_of(index, known)}
+
+    def differ(self, state: Any) -> bool:
+        """Whether a state holds a message that is not as it was shown last."""
+        for index, message in enumerate(_messages(state)):
+            known = self._seen.get(_field(message, "id") or index)
+            if known is None or known[1] != encode(message):
+                return True
+        return False
+
+    def encoded(self, state: Any) -> tuple[Any, list[bytes]]:
+        """The state that `of` has been through, its messages already encoded; and the bytes of each message."""
+        if not self._encoded:
+            return state, []
+        return {**state, "messages": [orjson.Fragment(each) for each in self._encoded]}, self._encoded
 
     def ids(self, state: Any) -> list[str] | None:
         """The ids, as `of` gives them, of all messages of a state; None for a state without a list of messages."""
@@ -73,6 +91,11 @@ class NewMessages:
         """The same for the same message at the same place of the thread, whichever run or attempt shows it."""
         words = (self._thread_id, str(index), str(message.get("type")), encode(message.get("content")).decode())
         return str(uuid5(_ANONYMOUS, "\x00".join(words)))
+
+
+def _messages(state: Any) -> list[Any]:
+    messages = state.get("messages") if isinstance(state, Mapping) else None
+    return messages if isinstance(messages, list) else []
 
 
 def _field(message: Any, name: str) -> Any:

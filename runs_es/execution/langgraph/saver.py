@@ -206,6 +206,10 @@ class FencedPostgresSaver(AsyncPostgresSaver):
         self._newest = None
         await self._commit(batch)
 
+    def forget_newest(self) -> None:
+        """Read the newest state from the database next time: a node may have changed what was handed over here."""
+        self._newest = None
+
     async def adelete_thread(self, thread_id: str) -> None:
         self._must_be_mine(thread_id)
         self._newest = None

@@ -10,6 +10,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.types import PregelTask, StateSnapshot
 
+from runs_es.domain.facts import hidden_error
 from runs_es.execution.langgraph.encoding import plain
 from runs_es.execution.langgraph.graphs import GraphRegistry, over
 from runs_es.execution.langgraph.saver import CheckpointPool
@@ -26,9 +27,10 @@ logger = logging.getLogger(__name__)
 class GraphStateReader:
     """Reads, and forgets, what runs left behind. Nothing here looks at a fence."""
 
-    def __init__(self, registry: GraphRegistry, pool: CheckpointPool) -> None:
+    def __init__(self, registry: GraphRegistry, pool: CheckpointPool, *, show_errors: bool = True) -> None:
         self._registry = registry
         self._pool = pool
+        self._show_errors = show_errors
 
     async def get(
         self,
@@ -47,8 +49,9 @@ class GraphStateReader:
         config = _config(
             thread_id, {**(checkpoint or {}), **({"checkpoint_id": checkpoint_id} if checkpoint_id else {})}
         )
+        graph = await self._graph(graph_id)
         try:
-            return thread_state(await self._graph(graph_id).aget_state(config, subgraphs=subgraphs))
+            return self._state(await graph.aget_state(config, subgraphs=subgraphs))
         except Exception as error:
             # The newest state may have writes pending that the graph's own reducers refuse; a run has failed on them.
             logger.warning(
@@ -69,13 +72,14 @@ class GraphStateReader:
         """The last `limit` states, newest first. `before` is a checkpoint id, or an object that holds one."""
         if graph_id is None:
             return []
-        states = self._graph(graph_id).aget_state_history(
+        graph = await self._graph(graph_id)
+        states = graph.aget_state_history(
             _config(thread_id, checkpoint or {}),
             filter=dict(metadata) if metadata else None,
             before=_config(thread_id, {"checkpoint_id": _checkpoint_id(before)}) if before else None,
             limit=limit,
         )
-        return [thread_state(state) async for state in states]
+        return [self._state(state) async for state in states]
 
     async def values(
         self, thread_id: str, graph_id: str | None, checkpoint_id: str | None = None
@@ -88,12 +92,17 @@ class GraphStateReader:
         """Forget every checkpoint of the thread. Who calls this holds the thread's lock, or knows that nobody runs."""
         await AsyncPostgresSaver(self._pool).adelete_thread(thread_id)
 
-    def _graph(self, graph_id: str) -> Graph:
-        return over(self._registry.get(graph_id), AsyncPostgresSaver(self._pool))
+    def _state(self, snapshot: StateSnapshot) -> dict[str, Any]:
+        return thread_state(snapshot, show_errors=self._show_errors)
+
+    async def _graph(self, graph_id: str) -> Graph:
+        return over(await self._registry.look_at(graph_id), AsyncPostgresSaver(self._pool))
 
 
-def thread_state(snapshot: StateSnapshot) -> dict[str, Any]:
-    """The platform's shape of one LangGraph state."""
+def thread_state(snapshot: StateSnapshot, *, show_errors: bool = True) -> dict[str, Any]:
+    """The platform's shape of one LangGraph state. Without `show_errors` the errors of its tasks name the thread only:
+    a checkpoint does not say which run a failed task belongs to.
+    """
     if snapshot.created_at is None:
         return empty_state()
     checkpoint = _checkpoint(snapshot.config)
@@ -101,7 +110,7 @@ def thread_state(snapshot: StateSnapshot) -> dict[str, Any]:
     state: dict[str, Any] = {
         "values": snapshot.values,
         "next": snapshot.next,
-        "tasks": [_task(task) for task in snapshot.tasks],
+        "tasks": [_task(task, checkpoint, show_errors) for task in snapshot.tasks],
         "metadata": {**(snapshot.metadata or {}), "thread_id": checkpoint and checkpoint["thread_id"]},
         "created_at": snapshot.created_at,
         "checkpoint": checkpoint,
@@ -113,22 +122,24 @@ def thread_state(snapshot: StateSnapshot) -> dict[str, Any]:
     return dict(plain(state))
 
 
-def _task(task: PregelTask) -> dict[str, Any]:
+def _task(task: PregelTask, checkpoint: Mapping[str, Any] | None, show_errors: bool) -> dict[str, Any]:
     """A subgraph's state stands in `state` where it was asked for; else `checkpoint` says where it can be had."""
     nested = task.state
     return {
         "id": task.id,
         "name": task.name,
         "path": task.path,
-        "error": None if task.error is None else _error(task.error),
+        "error": None if task.error is None else _error(task.error, checkpoint, show_errors),
         "interrupts": _interrupts(task.interrupts),
         "checkpoint": None if nested is None or isinstance(nested, StateSnapshot) else _checkpoint(nested),
-        "state": thread_state(nested) if isinstance(nested, StateSnapshot) else None,
+        "state": thread_state(nested, show_errors=show_errors) if isinstance(nested, StateSnapshot) else None,
         "result": task.result,
     }
 
 
-def _error(error: Any) -> str:
+def _error(error: Any, checkpoint: Mapping[str, Any] | None, show_errors: bool) -> str:
+    if not show_errors:
+        return hidden_error(str(checkpoint["thread_id"] if checkpoint else ""))
     return error if isinstance(error, str) else repr(error)
 
 
