@@ -8,7 +8,7 @@ CONFIG ?=
 SEED   ?= 100
 ONLY   ?=
 
-.PHONY: help install serve test browser check format bench faults wheel openapi clean
+.PHONY: help install serve test browser check format bench faults pooler wheel openapi clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  \033[1m%-9s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ bench: $(VENV)/.bench ## Measure; prints tables, draws plots. BENCH="append stre
 
 faults: install ## The long fault suite: kills, cuts, stalls, a full disk, seeded (SEED=100). ONLY="thousand_runs" for some
 	@FAULTS_SEED=$(SEED) $(BIN)/python -m pytest -m faults tests $(if $(ONLY),-k "$(ONLY)")
+
+pooler: install ## Streams and kills through PgBouncer (Debian: apt-get install pgbouncer)
+	@$(BIN)/python -m pytest -m pooler tests/acceptance/test_pgbouncer.py
 
 wheel: install ## Build through the sdist, install into an empty environment, start the server from there
 	@$(BIN)/python -m tests.wheel

@@ -68,9 +68,9 @@ def configure(
         root.removeHandler(earlier)
     root.addHandler(handler)
     root.setLevel(level)
-    if logging.getLevelName(level) > logging.DEBUG:
-        for name in CHATTY:
-            logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))
+    quiet = max(logging.WARNING, root.level) if root.level > logging.DEBUG else logging.NOTSET
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(quiet)
     for name, single in (levels or {}).items():
         logging.getLogger(name).setLevel(single)
 

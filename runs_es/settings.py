@@ -17,7 +17,7 @@ import platformdirs
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from runs_es.environment import unknown_variables
+from runs_es.environment import PREFIX, unknown_variables
 
 MIB = 1024 * 1024
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/\s?#A-Z]+", re.ASCII)
@@ -43,9 +43,6 @@ class Price(BaseModel):
     cache_write: float | None = Field(default=None, ge=0)
 
 
-PREFIX = "RUNS_ES_"
-
-
 class Settings(BaseSettings):
     """Settings of one process. Durations are seconds, sizes are bytes."""
 
@@ -65,6 +62,17 @@ class Settings(BaseSettings):
         default="runs_es",
         pattern=r"^[a-z_][a-z0-9_]{0,40}$",
         description="schema of the log; the queue and the checkpoints use <schema>_queue and <schema>_checkpoints",
+    )
+    database_wait_seconds: float = Field(
+        default=5.0,
+        ge=0.5,
+        le=8,
+        description="a request waits so long for a database that does not answer, then it gets 503",
+    )
+    database_start_seconds: float = Field(
+        default=30.0,
+        ge=0,
+        description="a process that starts waits so long for a database that is starting or in recovery",
     )
     read_pool_size: int = Field(
         default=8, ge=1, le=200, description="connections that read the log and the read models"
@@ -104,6 +112,9 @@ class Settings(BaseSettings):
         description="wait of a write for others' locks, after which one whose process froze is cut off",
     )
     cancel_grace_seconds: float = Field(default=5.0, ge=0, description="time an executor has to stop when cancelled")
+    blocked_loop_seconds: float = Field(
+        default=1.0, gt=0, description="time an agent may block the event loop of all agents before the log names it"
+    )
     run_timeout_seconds: float | None = Field(
         default=None,
         gt=0,
@@ -160,6 +171,9 @@ class Settings(BaseSettings):
     stream_end_event: bool = Field(default=True, description="send `end` as the last event of a stream")
     send_timeout_seconds: float = Field(
         default=30.0, gt=0, description="a reader that takes nothing for so long is cut off"
+    )
+    reader_bytes: int = Field(
+        default=64 * MIB, ge=MIB, description="bytes that wait for slow readers, over all streams of a process"
     )
     ring_bytes: int = Field(default=4 * MIB, ge=0, description="memory a hot thread may take for its newest frames")
     key_bytes: int = Field(
@@ -272,6 +286,7 @@ class Settings(BaseSettings):
         default=[],
         description="names in `Host` beside localhost that the server answers to (JSON list); unset: any, but on a"
         " loopback address localhost alone",
+        examples=['["runs.example.org"]'],
     )
 
     @model_validator(mode="before")

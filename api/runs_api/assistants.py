@@ -22,7 +22,7 @@ _SCHEMAS = ("input_schema", "output_schema", "state_schema", "config_schema", "c
 
 
 def assistant_body(edge: Edge, graph_id: str, assistant_id: str) -> dict[str, Any]:
-    """An assistant. One whose graph cannot be loaded has an `error` that says why."""
+    """An assistant. One whose graph cannot be loaded has an `error` that says why, or an id where texts are hidden."""
     registry = edge.store.registry
     broken = registry.broken.get(graph_id) if registry is not None else None
     return {
@@ -36,7 +36,7 @@ def assistant_body(edge: Edge, graph_id: str, assistant_id: str) -> dict[str, An
         "updated_at": edge.started_at,
         "version": 1,
         "description": None,
-        **({} if broken is None else {"error": broken.problem}),
+        **({} if broken is None else {"error": broken.shown(edge.settings.show_errors != "never")}),
     }
 
 

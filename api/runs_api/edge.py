@@ -12,12 +12,16 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 from fastapi import Depends, Request
 
 from runs_api.joins import Joins
+from runs_api.reader_memory import ReaderMemory
 from runs_api.responses import Json, encoded, is_small
 from runs_api.store import Store
 from runs_es.domain import now
+from runs_es.log.readiness import what_is_missing
 from runs_es.settings import Settings
 
 WAITING = 24
+PROBES = 4
+PROBE_SECONDS = 1.8  # probes of orchestrators often wait no longer than 2 s
 # A body of this size is parsed and validated in some hundred microseconds; a larger one in a thread.
 ON_LOOP_BYTES = 32 * 1024
 
@@ -32,9 +36,15 @@ class Edge:
         self.store = store
         self.settings = settings
         self.joins = Joins(settings.max_joins, settings.max_joins_per_user)
+        self.memory = ReaderMemory(settings.reader_bytes, self._share)
         self.started_at = now()
         # More than there are connections: a list that waits for its read model holds a thread, but no connection.
         self._threads = ThreadPoolExecutor(settings.read_pool_size + WAITING, "runs-api")
+        # Probes have threads of their own: they answer while all others wait for the database.
+        self._probing = ThreadPoolExecutor(PROBES, "runs-api probe")
+
+    def _share(self, size: int) -> None:
+        self.store.streams.read_bytes = size
 
     async def read(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         """Call `function` in a thread."""
@@ -48,9 +58,24 @@ class Edge:
             return Json(content, headers=headers)
         return Json(await self.read(encoded, content), headers=headers)
 
+    async def ask(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        """Call `function` for a probe. Raises TimeoutError after PROBE_SECONDS."""
+        loop = asyncio.get_running_loop()
+        asked = loop.run_in_executor(self._probing, partial(function, *arguments, **named))
+        return await asyncio.wait_for(asked, PROBE_SECONDS)
+
+    async def missing(self) -> list[str]:
+        """What keeps this server from appending and reading now, in words; within PROBE_SECONDS."""
+        try:
+            return await self.ask(what_is_missing, self.store.log)
+        except TimeoutError:
+            self.store.log.outage.noticed()
+            return [f"the database has not answered within {PROBE_SECONDS:g} s"]
+
     def close(self) -> None:
         """Let go of the threads; does not wait for a read that hangs."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._probing):
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 async def edge_of(request: Request) -> Edge:

@@ -9,11 +9,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import psycopg
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from runs_api.responses import Json
+from runs_es.database.outage import is_lost
 from runs_es.domain import (
     AssistantNotFound,
     BadSequence,
@@ -30,6 +32,7 @@ from runs_es.domain import (
     UnsupportedStrategyError,
     WriteConflict,
 )
+from runs_es.domain.facts import hidden_error
 from runs_es.execution.langgraph.graphs import GraphLoadError
 
 logger = logging.getLogger(__name__)
@@ -52,6 +55,11 @@ STATUSES: dict[type[Exception], int] = {
     WriteConflict: 503,
     LeaseLost: 503,
     GraphLoadError: 500,
+    # What the store does not make a StoreUnavailable: the database ended a session, or has no room, or is read-only.
+    psycopg.OperationalError: 503,
+    psycopg.InterfaceError: 503,
+    psycopg.errors.ReadOnlySqlTransaction: 503,
+    psycopg.errors.InsufficientPrivilege: 503,
 }
 PLAIN = "plain"  # a validation error of this type is shown as it is, without the name of its field
 _MOST_ERRORS = 3
@@ -79,12 +87,17 @@ def add_handlers(app: FastAPI) -> None:
 
 async def _of_store(request: Request, error: Exception) -> Json:
     status = next(STATUSES[kind] for kind in type(error).__mro__ if kind in STATUSES)
-    if status >= 500:
+    if is_lost(error):
+        logger.info("%s %s: %s", request.method, request.url.path, error)
+    elif status >= 500:
         logger.warning("%s %s: %s", request.method, request.url.path, error)
     elif isinstance(error, ValueError):
         # Meant are values that the domain refuses; the trace tells such a one from a mistake of ours.
         logger.info("%s %s refused", request.method, request.url.path, exc_info=error)
-    return Json({"detail": str(error)}, status, RETRY if status == 503 else None)
+    detail = str(error).strip()
+    if isinstance(error, GraphLoadError) and request.app.state.edge.settings.show_errors == "never":
+        detail = hidden_error(request.state.request_id)  # it may repeat what a graph raised; the line above has the id
+    return Json({"detail": detail}, status, RETRY if status == 503 else None)
 
 
 async def _of_http(request: Request, error: Exception) -> Json:

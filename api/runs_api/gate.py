@@ -19,6 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runs_api.errors import RETRY, ApiError
 from runs_api.json_bodies import SLICE_BYTES, Bounds, is_json
+from runs_api.late import LateRequest
+from runs_es.database.outage import Outage
 from runs_es.process_log import bound
 from runs_es.settings import Settings
 
@@ -31,8 +33,10 @@ _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,200}")
 class RequestGate:
     """Refuses what is too large, before or while it is read, and gives every answer its `x-request-id`."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, outage: Callable[[], Outage] | None = None) -> None:
         self._app = app
+        self._outage = outage
+        self._wait = settings.database_wait_seconds
         self._max_body = settings.max_body_bytes
         self._max_header = settings.max_header_bytes
         self._max_depth = settings.max_body_depth
@@ -52,13 +56,16 @@ class RequestGate:
             return
         body = _Body()
         answer.on_start = partial(self._let_go, body)
+        late = None if self._outage is None else LateRequest(self._outage(), self._wait, lambda: answer.started)
         try:
+            counted = self._counted(receive, body, _bounds_of(scope, self._max_depth, self._max_elements))
             with bound(request_id=answer.request_id.decode()):
-                await self._app(
-                    scope,
-                    self._counted(receive, body, _bounds_of(scope, self._max_depth, self._max_elements)),
-                    answer.send,
-                )
+                await self._app(scope, counted, answer.send)
+        except asyncio.CancelledError:
+            if late is None or answer.started or not late.was_mine():
+                raise
+            refusal = ApiError(503, f"the database does not answer: {late.reason}", RETRY)
+            await refusal.response()(scope, receive, answer.send)
         except ClientDisconnect:
             logger.info("%s %s: the client left before its request was whole", scope["method"], scope["path"])
         except Exception:
@@ -68,6 +75,8 @@ class RequestGate:
             logger.exception("%s %s failed", scope["method"], scope["path"], extra=told)
             await ApiError(500, "Internal Server Error").response()(scope, receive, answer.send)
         finally:
+            if late is not None:
+                late.stop()
             self._let_go(body)
 
     def _refusal(self, scope: Scope) -> ApiError | None:

@@ -6,10 +6,11 @@ import importlib.metadata
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
+from pydantic import BaseModel, Field
 from starlette.responses import HTMLResponse, Response
 
 from runs_api.edge import EdgeOf
-from runs_api.errors import ApiError
+from runs_api.errors import RETRY, ApiError
 from runs_api.responses import Error, Json
 
 router = APIRouter(tags=["Meta"], responses={422: {"model": Error, "description": "Refused"}})
@@ -50,13 +51,32 @@ async def index() -> Response:
 
 
 @router.head("/ok", include_in_schema=False)
-@router.get("/ok", summary="Is the server up?", responses={503: {"model": Error, "description": "Not its database"}})
-async def ok(edge: EdgeOf, check_db: Annotated[bool, Query(description="ask the database too")] = False) -> Response:
-    if check_db:
-        await edge.read(edge.store.log.reader.last_position)
-        if (reason := edge.store.log.writer.waits_for_room) is not None:
-            raise ApiError(503, f"the database has no room, appends wait: {reason}")
+@router.get("/ok", summary="Is the server alive?", responses={503: {"model": Error, "description": "Not its database"}})
+async def ok(
+    edge: EdgeOf, check_db: Annotated[bool, Query(description="ask as `/ready` does, too")] = False
+) -> Response:
+    """Answers without the database: a server whose database is away is alive, and to restart it would not help."""
+    if check_db and (missing := await edge.missing()):
+        raise ApiError(503, "; ".join(missing), RETRY)
     return Json({"ok": True, "services": {}})
+
+
+class Readiness(BaseModel):
+    ready: bool
+    missing: list[str] = Field(description="what keeps the server from appending and reading now, in words")
+
+
+@router.head("/ready", include_in_schema=False)
+@router.get(
+    "/ready",
+    response_model=Readiness,
+    summary="Can the server append and read now?",
+    responses={503: {"model": Readiness, "description": "Not now"}},
+)
+async def ready(edge: EdgeOf) -> Response:
+    """Answers within 2 seconds. A load balancer asks this; what restarts a server asks `/ok`."""
+    missing = await edge.missing()
+    return Json({"ready": not missing, "missing": missing}, 503 if missing else 200, RETRY if missing else None)
 
 
 @router.get("/info", summary="What the server is and offers")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict
 
+import psycopg
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -12,11 +15,14 @@ from prometheus_client.registry import Collector
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from runs_api.edge import Edge, EdgeOf
+from runs_api.edge import PROBE_SECONDS, Edge, EdgeOf
 from runs_api.responses import Error, Json
+from runs_es.domain import StoreUnavailable
 from runs_es.webhooks.deliveries import OPEN, Backlog
 from runs_projections import status
 from runs_projections.status import STATES, ProjectionStatus
+
+logger = logging.getLogger(__name__)
 
 router = APIRouter(tags=["Meta"], responses={503: {"model": Error, "description": "Not its database"}})
 
@@ -49,16 +55,38 @@ async def list_projections(edge: EdgeOf) -> Response:
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def metrics(edge: EdgeOf) -> Response:
+    """Without the database, what this process knows by itself: `runs_es_database_up` is 0 then."""
     registry = CollectorRegistry()
-    registry.register(_Projections(await edge.read(_statuses, edge), edge.store.projector.applied))
-    registry.register(_Webhooks(await edge.read(edge.store.webhooks.backlog)))
+    try:
+        statuses, backlog = await asyncio.gather(
+            edge.ask(_statuses, edge), edge.ask(edge.store.webhooks.backlog, PROBE_SECONDS / 2)
+        )
+    except (StoreUnavailable, TimeoutError, psycopg.Error) as error:
+        logger.info("metrics without the database: %s", error)
+        statuses, backlog = [], None
+    registry.register(_Database(is_up=backlog is not None))
+    registry.register(_Projections(statuses, edge.store.projector.applied))
+    if backlog is not None:
+        registry.register(_Webhooks(backlog))
     return Response(generate_latest(registry), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
 def _statuses(edge: Edge) -> list[ProjectionStatus]:
     log = edge.store.log
-    with log.reader.connection() as connection:
+    with log.reader.connection(PROBE_SECONDS / 2) as connection:
         return status.read(connection, log.schema, edge.store.projections)
+
+
+class _Database(Collector):
+    def __init__(self, *, is_up: bool) -> None:
+        self._is_up = is_up
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        up = GaugeMetricFamily(
+            "runs_es_database_up", "1 when the database answered; when it did not, what it knows is left out"
+        )
+        up.add_metric((), self._is_up)
+        yield up
 
 
 class _Projections(Collector):

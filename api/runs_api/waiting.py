@@ -12,7 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from runs_api.responses import encoded, is_small
 from runs_api.sse import Ending, client_left
-from runs_es.domain import RunDomainError
+from runs_es.database.reporting import report
 from runs_es.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -70,10 +70,8 @@ class ResultWhenEnded(Response):
             return Ending.COMPLETE
         except Undelivered as undelivered:
             return undelivered.ending
-        except RunDomainError as error:
-            logger.info("a wait is cut: %s", error)
-        except Exception:
-            logger.exception("a wait is cut")
+        except Exception as error:  # noqa: BLE001  (reported)
+            report(logger, error, "a wait is cut")
         finally:
             for task in (result, listening):
                 task.cancel()

@@ -17,6 +17,7 @@ import psycopg
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from runs_es.database.reporting import report
 from runs_es.domain import Recorded
 from runs_es.log.append import Append, Appended
 from runs_es.log.event_log import EventLog
@@ -163,10 +164,8 @@ class LiveProjector:
                     self._enter(connection)
                     self._skips = interventions.skips(connection, self._projections)
                     self._follow(connection)
-            except psycopg.Error as error:
-                logger.warning("the projector's connection failed: %s", error)
-            except Exception:
-                logger.exception("the projector failed; it begins again")
+            except Exception as error:  # noqa: BLE001  (reported)
+                report(logger, error, "the projector failed; it begins again")
             self._ahead.close()
             # The session is gone, and with it what this process led.
             self._led.clear()

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from runs_es.database import open_database
 from runs_es.database.migrate import migrate
+from runs_es.database.server_check import patiently
 from runs_es.execution.agent_threads import IsQuick
+from runs_es.execution.agents_loop import OpenExecutor
 from runs_es.execution.external import Arrivals, ExternalAssistants, ExternalRuns, LeaseSweep
 from runs_es.execution.functions import FunctionExecutor
 from runs_es.execution.langgraph import is_installed
@@ -29,7 +31,7 @@ from runs_es.execution.protocol import ActiveRun, RunExecutor, RunOutcome
 from runs_es.execution.publishers import Publishers
 from runs_es.execution.queue import JobQueue
 from runs_es.execution.routes import Routes, located
-from runs_es.execution.supervisor import OpenExecutor, WorkerSupervisor, limits_of
+from runs_es.execution.supervisor import WorkerSupervisor, limits_of
 from runs_es.log.decisions import Decisions
 from runs_es.log.event_log import EventLog
 from runs_es.log.retention import RetentionTimer
@@ -60,6 +62,7 @@ R = TypeVar("R")
 
 _THREADS = 32  # blocking calls of the application service at once
 _STATE_CONNECTIONS = 4
+_RUN_WAIT_SECONDS = 30.0  # a run waits longer for the database than a request: nobody waits for an answer to it
 
 
 class Store:
@@ -110,7 +113,9 @@ class Store:
             self.registry.load_all()
         external = self.registry.external if self.registry else settings.external_names
         self.database = self._exit.enter_context(open_database(settings))
-        self.migrated = migrate(self.database.url, settings.db_schema)
+        self.migrated = patiently(
+            lambda: migrate(self.database.url, settings.db_schema), settings.database_start_seconds
+        )
         self.log = self._exit.enter_context(
             EventLog(
                 self.database.url,
@@ -119,6 +124,7 @@ class Store:
                 max_event_bytes=settings.max_frame_bytes,
                 key_bytes=settings.key_bytes,
                 lock_seconds=settings.append_wait_seconds,
+                wait_seconds=settings.database_wait_seconds,
             )
         )
         retention = RetentionTimer(self.log, settings)
@@ -265,7 +271,8 @@ class Store:
         from runs_projections.shown_state import AssistantStates
 
         url, schema = self.database.url, self.settings.db_schema
-        self._checkpoints = open_checkpoint_pool(url, schema, _STATE_CONNECTIONS)
+        wait = self.settings.database_wait_seconds
+        self._checkpoints = open_checkpoint_pool(url, schema, _STATE_CONNECTIONS, seconds=wait)
         checkpoints = CheckpointReaper(self.log.reader, schema)
         self._reap, self.service.forget = checkpoints.reap, checkpoints.forget
         self._is_quick = is_quick
@@ -278,7 +285,7 @@ class Store:
         async def open_executor() -> AsyncIterator[RunExecutor]:
             from runs_es.execution.langgraph.executor import LangGraphExecutor
 
-            async with open_checkpoint_pool(url, schema, self.settings.concurrency) as pool:
+            async with open_checkpoint_pool(url, schema, self.settings.concurrency, seconds=_RUN_WAIT_SECONDS) as pool:
                 graphs = LangGraphExecutor.over_pool(registry, pool, schema)
                 yield FunctionExecutor(registry.functions, others=graphs)
 

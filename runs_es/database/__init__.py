@@ -7,15 +7,13 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-import psycopg
-
 from runs_es.database.errors import (
     DatabaseUnavailable,
     EmbeddedUnavailable,
     MigrationFailed,
     SchemaMismatch,
-    reason,
 )
+from runs_es.database.server_check import check_server
 from runs_es.settings import Settings
 
 __all__ = [
@@ -26,9 +24,6 @@ __all__ = [
     "SchemaMismatch",
     "open_database",
 ]
-
-_CONNECT_SECONDS = 10
-_OLDEST = 14
 
 
 class Database:
@@ -52,12 +47,13 @@ class Database:
 
 
 def open_database(settings: Settings, *, create: bool = True) -> Database:
-    """Find or start the database and see that it answers; raises DatabaseUnavailable with what to do.
+    """Find or start the database and see that it can hold a store, waiting for one that is still starting.
 
     Without `create` an embedded database that does not exist is not made: for commands that only read.
+    Raises DatabaseUnavailable with what to do.
     """
     if settings.database_url is not None:
-        _check(settings.database_url)
+        check_server(settings.database_url, settings.database_start_seconds)
         return Database(settings.database_url)
     if sys.platform == "win32":
         raise DatabaseUnavailable("The embedded server does not run on Windows: set RUNS_ES_DATABASE_URL")
@@ -72,13 +68,3 @@ def open_database(settings: Settings, *, create: bool = True) -> Database:
         )
     server = EmbeddedPostgres(settings.data_dir, settings.embedded_max_connections).start()
     return Database(server.url, server.detach)
-
-
-def _check(url: str) -> None:
-    try:
-        with psycopg.connect(url, connect_timeout=_CONNECT_SECONDS) as connection:
-            major = connection.info.server_version // 10_000
-    except psycopg.Error as error:
-        raise DatabaseUnavailable(f"The database of RUNS_ES_DATABASE_URL cannot be reached: {reason(error)}") from error
-    if major < _OLDEST:
-        raise DatabaseUnavailable(f"The database is PostgreSQL {major}; {_OLDEST} or newer is needed")

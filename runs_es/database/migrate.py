@@ -26,13 +26,13 @@ from procrastinate.schema import SchemaManager
 from psycopg import sql
 from psycopg.rows import dict_row
 
+from runs_es.database import sessions
 from runs_es.database.errors import DatabaseUnavailable, MigrationFailed, SchemaMismatch, reason
 
 _FILE = re.compile(r"^(\d{4})_[a-z0-9_]+\.sql$")
 _PACKAGE = Path(__file__).resolve().parent.parent
 _QUEUE = "procrastinate/"
 _CHECKPOINTS = "langgraph/"
-_CONNECT_SECONDS = 10
 _LOCK_SECONDS = 600.0
 _TABLE_LOCK_SECONDS = 60
 _LOCK_POLL_SECONDS = 0.05
@@ -124,7 +124,7 @@ def _connect(url: str) -> Connection:
     try:
         # autocommit: the connection that holds the lock must not hold a snapshot, or CREATE INDEX CONCURRENTLY
         # on LangGraph's connection would wait for it for ever.
-        connection = psycopg.connect(url, autocommit=True, connect_timeout=_CONNECT_SECONDS)
+        connection: Connection = sessions.connect(url, None, "migrate")
     except psycopg.Error as error:
         raise DatabaseUnavailable(f"The database cannot be reached: {reason(error)}") from error
     connection.execute(f"set lock_timeout = '{_TABLE_LOCK_SECONDS}s'")
@@ -282,9 +282,8 @@ def _migrate_checkpoints(connection: Connection, url: str, schema: str) -> list[
     target = checkpoint_schema(schema)
     _make_schema(connection, target)
     _drop_unfinished_indexes(connection, target)
-    with _told("LangGraph's tables"), psycopg.connect(url, autocommit=True, row_factory=dict_row) as its_own:
+    with _told("LangGraph's tables"), sessions.connect(url, target, "migrate", row_factory=dict_row) as its_own:
         its_own.execute(f"set lock_timeout = '{_TABLE_LOCK_SECONDS}s'")
-        its_own.execute(sql.SQL("set search_path to {}").format(sql.Identifier(target)))
         PostgresSaver(its_own).setup()
     return [f"{_CHECKPOINTS}{_version_of_checkpoints(connection, schema)}"]
 

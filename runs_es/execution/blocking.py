@@ -11,10 +11,13 @@ from contextvars import copy_context
 from functools import partial
 from typing import TypeVar
 
+from runs_es.database.outage import be_patient
+
 T = TypeVar("T")
 
 _THREADS = 32
-_threads = ThreadPoolExecutor(_THREADS, "runs-es worker")
+_WAIT_SECONDS = 30.0  # for the database: a run waits longer than a request, whose client waits for an answer
+_threads = ThreadPoolExecutor(_THREADS, "runs-es worker", lambda: be_patient(_WAIT_SECONDS))
 
 
 async def blocking(function: Callable[..., T], *arguments: object, **named: object) -> T:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ import psycopg
 from procrastinate.jobs import Job, Status
 from procrastinate.manager import JobManager
 
+from runs_es.database.reporting import report
+from runs_es.database.sessions import connect
 from runs_es.domain import StoreUnavailable
 from runs_es.execution.routes import DEFAULT_QUEUE, Place
 
@@ -137,8 +139,8 @@ class Deferrals:
     is lost with the process, a sweep finds. `locate` says where a thread's next run belongs; None: it has none.
     """
 
-    def __init__(self, url: str, options: Mapping[str, object], locate: Locate) -> None:
-        self._url, self._options, self._locate = url, dict(options), locate
+    def __init__(self, url: str, schema: str, locate: Locate) -> None:
+        self._url, self._schema, self._locate = url, schema, locate
         self._connection: psycopg.Connection[Any] | None = None
         self._asked: deque[Wanted] = deque()
         self._wake = threading.Condition()
@@ -168,9 +170,9 @@ class Deferrals:
                 batch = [self._asked.popleft() for _ in range(min(len(self._asked), _BATCH))]
             try:
                 self._write_anew(batch)
-            except Exception as error:  # noqa: BLE001  (said, and made good by the sweep)
+            except Exception as error:  # noqa: BLE001  (reported)
                 self._disconnect()
-                logger.warning("%d threads could not be queued, the sweep will find them: %s", len(batch), error)
+                report(logger, error, "threads could not be queued, the sweep will find them")
         self._disconnect()
 
     def _write_anew(self, batch: Sequence[Wanted]) -> None:
@@ -208,13 +210,13 @@ class Deferrals:
             return self._locate(thread_id)
         except StoreUnavailable:
             raise
-        except Exception:
-            logger.exception("thread %s cannot be read", thread_id)
+        except Exception as error:  # noqa: BLE001  (reported)
+            report(logger, error, "thread %s cannot be read", thread_id)
             return Place()
 
     def _connected(self) -> psycopg.Connection[Any]:
         if self._connection is None:
-            self._connection = psycopg.connect(self._url, autocommit=True, **self._options)  # type: ignore[arg-type]
+            self._connection = connect(self._url, self._schema, "queue")
         return self._connection
 
     def _disconnect(self) -> None:

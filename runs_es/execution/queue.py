@@ -21,6 +21,10 @@ from procrastinate.job_context import JobContext
 from procrastinate.jobs import Status
 from procrastinate.worker import Worker
 
+from runs_es.database.migrate import queue_schema
+from runs_es.database.outage import is_lost
+from runs_es.database.reporting import report
+from runs_es.database.sessions import AsyncSessionPool, async_configuring
 from runs_es.domain import Run
 from runs_es.execution.blocking import blocking
 from runs_es.execution.jobs import (
@@ -37,14 +41,26 @@ from runs_es.execution.jobs import (
     queue_name,
 )
 from runs_es.execution.routes import Routes
-from runs_es.log.session import KEEPALIVE
 
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 2.0
+_CONNECTIONS = 4
+_WAIT_SECONDS = 30.0  # nobody is kept waiting but the worker itself
 _SEND_BACK_SECONDS = 1.0
 _SENT_KEPT = 1024
 _TOLD_KEPT = 1024
+
+
+class _SaidByOutage(logging.Filter):
+    """Leaves out procrastinate's traceback of a lost connection: the outage is said once."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (isinstance(record.exc_info, tuple) and is_lost(record.exc_info[1]))
+
+
+for _name in ("procrastinate.utils", "procrastinate.worker"):
+    logging.getLogger(_name).addFilter(_SaidByOutage())
 
 Advance = Callable[[str], Awaitable[None]]
 
@@ -83,17 +99,13 @@ def _stalled_job(row: Mapping[str, Any], *, given_up: bool = False) -> StalledJo
     return StalledJob(row["id"], str(row["thread_id"]), silent_since, given_up, row["has_lock"])
 
 
-def _connection_options(schema: str) -> dict[str, object]:
-    return {**KEEPALIVE, "options": f"-c search_path={schema}_queue", "application_name": "runs-es queue"}
-
-
 class JobQueue:
     """Says that threads have work, from any thread. The scheduler of the application service."""
 
     def __init__(self, url: str, schema: str, *, routes: Routes, locate: Locate) -> None:
         self._routes = routes
         self._told: set[tuple[str, ...]] = set()
-        self._deferrals = Deferrals(url, _connection_options(schema), locate)
+        self._deferrals = Deferrals(url, queue_schema(schema), locate)
 
     def close(self) -> None:
         """Write what was asked for."""
@@ -176,9 +188,13 @@ class QueueWorker:
         lease_seconds: float,
         drain_seconds: float,
     ) -> None:
-        connector = procrastinate.PsycopgConnector(
-            conninfo=url, min_size=1, max_size=4, kwargs=_connection_options(schema)
-        )
+        target = queue_schema(schema)
+
+        def pool(**_: object) -> AsyncSessionPool:
+            return AsyncSessionPool(url, target, "queue", size=_CONNECTIONS, seconds=_WAIT_SECONDS)
+
+        # `configure` is of the connection that listens, which the connector makes beside its pool.
+        connector = procrastinate.PsycopgConnector(pool_factory=pool, configure=async_configuring(target, {}))
         self._app = procrastinate.App(connector=connector)
         self._manager = self._app.job_manager = BatchedJobs(connector, served)
         self._queues = sorted(map(queue_name, queues))
@@ -204,8 +220,8 @@ class QueueWorker:
             while not self._stopping.is_set():
                 try:
                     await self._run_once()
-                except Exception:
-                    logger.exception("the queue's worker stopped; starting it again")
+                except Exception as error:  # noqa: BLE001  (reported)
+                    report(logger, error, "the queue's worker stopped; starting it again")
                     await self._pause(1.0)
 
     def stop(self) -> None:

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
+from runs_es.database.reporting import report
 from runs_es.domain import LeaseLost, Provenance, Thread
 from runs_es.execution.blocking import blocking
 from runs_es.execution.queue import JobQueue, QueueWorker, StalledJob
@@ -94,5 +95,5 @@ class Sweep:
 async def _guarded(part: Callable[[], Awaitable[None]], what: str) -> None:
     try:
         await part()
-    except Exception:
-        logger.exception("%s; the next round tries again", what)
+    except Exception as error:  # noqa: BLE001  (reported)
+        report(logger, error, "%s; the next round tries again", what)

@@ -81,7 +81,7 @@ class Decisions:
         """Append what `decide` answers for the thread as it is.
 
         `decide` may be called several times and must not keep the thread. Whatever it raises is raised here. Raises
-        WriteConflict when other processes got in between too often.
+        WriteConflict when other processes got in between too often, StoreUnavailable when the database is away.
         """
         if idempotency_key is not None and self._log.reader.by_idem_key(thread_id, idempotency_key) is not None:
             return Decided((), None, repeated=True)
@@ -96,7 +96,7 @@ class Decisions:
                 if decision.prepare is not None:
                     decision.prepare()
                 try:
-                    appended = self._log.append(
+                    asked = self._log.append(
                         thread_id,
                         decision.facts,
                         expected=fold.revision,
@@ -105,7 +105,8 @@ class Decisions:
                         page_first=decision.page_first,
                         provenance=decision.provenances or self._provenances(thread_id, decision.facts, provenance),
                         idempotency_key=idempotency_key,
-                    ).result()
+                    )
+                    appended = self._log.outage.result(asked, self._log.wait_seconds)
                 except WriteConflict:
                     decision = None
                     # Other processes decide on the same thread: back off a little, more the longer it lasts.

@@ -6,6 +6,9 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 
+from runs_es.database.outage import outage_of
+from runs_es.database.reporting import report
+from runs_es.database.sessions import WAIT_SECONDS
 from runs_es.domain import Fact, LimitExceeded, Provenance
 from runs_es.log.append import ANONYMOUS, PAGE_TOPIC, Append, Appended, FactItem, PageItem
 from runs_es.log.hints import Hints
@@ -34,14 +37,17 @@ class EventLog:
         max_event_bytes: int = 16 * 1024 * 1024,
         key_bytes: int = KEY_BYTES,
         lock_seconds: float = LOCK_SECONDS,
+        wait_seconds: float = WAIT_SECONDS,
     ) -> None:
         self.url = url
         self.schema = schema
+        self.wait_seconds = wait_seconds
+        self.outage = outage_of(url)
         self.max_event_bytes = max_event_bytes
         self._on_commit: list[OnCommit] = []
         self._on_hints: list[OnHints] = []
         self._on_poll: list[Callable[[], None]] = []
-        self.reader = LogReader(url, schema, pool_size=pool_size, key_bytes=key_bytes)
+        self.reader = LogReader(url, schema, pool_size=pool_size, timeout=wait_seconds, key_bytes=key_bytes)
         self.writer = LogWriter(url, schema, self._committed, key_bytes=key_bytes, lock_seconds=lock_seconds)
         self._hints = Hints(url, schema, self._hinted, self._poll)
 
@@ -143,8 +149,8 @@ def _guarded(listener: Callable[..., None], *arguments: object) -> None:
     # A listener's bug must not stop the writer: its poll will find what it missed here.
     try:
         listener(*arguments)
-    except Exception:
-        logger.exception("a listener of the log failed")
+    except Exception as error:  # noqa: BLE001  (reported)
+        report(logger, error, "a listener of the log failed")
 
 
 def rows_of(request: Append, appended: Appended) -> list[Row]:

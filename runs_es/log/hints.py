@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 import orjson
 import psycopg
 
+from runs_es.database.reporting import report
 from runs_es.log import session
 
 logger = logging.getLogger(__name__)
@@ -87,11 +88,8 @@ class Hints:
                     connection.execute(psycopg.sql.SQL("listen {}").format(psycopg.sql.Identifier(self._channel)))
                     self._on_poll()  # whatever was missed while nobody listened
                     self._receive(connection)
-            except psycopg.Error as error:
-                logger.info("the listener's connection failed: %s", error)
-                self._closing.wait(_POLL)
-            except Exception:
-                logger.exception("a hint could not be handled")
+            except Exception as error:  # noqa: BLE001  (reported)
+                report(logger, error, "the listener of hints failed")
                 self._closing.wait(_POLL)
 
     def _receive(self, connection: psycopg.Connection[tuple[object, ...]]) -> None:

@@ -6,17 +6,16 @@ comes later and never in between.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, LiteralString
 
-from psycopg import Connection, OperationalError
+from psycopg import Connection, InterfaceError, OperationalError
 from psycopg.rows import TupleRow
-from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg_pool import PoolTimeout
 
+from runs_es.database.sessions import WAIT_SECONDS, SessionPool
 from runs_es.domain import TERMINAL_TOPICS, Fact, Provenance, Recorded, StoreUnavailable
 from runs_es.log import codec, session
 from runs_es.log.append import ANONYMOUS, PAGE_TOPIC
@@ -49,7 +48,7 @@ select h.head, h.revision, h.fence, h.frames, f.* from heads h left join lateral
    and f.revision > %s and f.topic <> all(%s) order by f.revision) f on true where h.thread_id = %s
 """
 _TRIES = 3
-_NO_CONNECTION = "the database does not answer, or all of read_pool_size is busy"
+_POOL_SETTING = "RUNS_ES_READ_POOL_SIZE"
 NOBODY = Provenance()
 
 
@@ -135,45 +134,32 @@ class LogReader:
     """Reads over a small pool of connections. Synchronous: an async caller goes through a thread."""
 
     def __init__(
-        self, url: str, schema: str, *, pool_size: int = 8, timeout: float = 30.0, key_bytes: int = KEY_BYTES
+        self, url: str, schema: str, *, pool_size: int = 8, timeout: float = WAIT_SECONDS, key_bytes: int = KEY_BYTES
     ) -> None:
         self._keys = KeyCache(key_bytes)
-        self._unchecked = threading.local()
-        self._pool: ConnectionPool[Connection[TupleRow]] = ConnectionPool(
-            url,
-            min_size=1,
-            max_size=pool_size,
-            timeout=timeout,
-            configure=partial(session.configure_reader, schema=schema),
-            kwargs={"application_name": "runs-es reader", **session.KEEPALIVE},
-            check=self._check,
-            open=True,
-            name="runs-es reader",
+        self._pool = SessionPool(
+            url, schema, "reader", size=pool_size, seconds=timeout, settings=session.READER_SETTINGS
         )
 
     def close(self) -> None:
         self._pool.close()
 
-    def _check(self, connection: Connection[TupleRow]) -> None:
-        if getattr(self._unchecked, "now", False):
-            return
-        try:
-            ConnectionPool.check_connection(connection)
-        except OperationalError:
-            # One dead connection means that the server went away, and all the others are as dead: replace them at
-            # once. Left to itself the pool finds them one by one, and waits twice as long before each.
-            self._pool.drain()
-            raise
+    def _none_free(self) -> StoreUnavailable:
+        if (reason := self._pool.outage.reason) is not None:
+            return StoreUnavailable(f"the database does not answer: {reason}")
+        return StoreUnavailable(
+            f"all connections that read were busy for {self._pool.timeout:g} s; more: {_POOL_SETTING}"
+        )
 
     @contextmanager
-    def connection(self) -> Iterator[Connection[TupleRow]]:
+    def connection(self, seconds: float | None = None) -> Iterator[Connection[TupleRow]]:
         """A pooled autocommit connection. Raises StoreUnavailable when there is none in time, or it breaks."""
         try:
-            with self._pool.connection() as connection:
+            with self._pool.connection(seconds) as connection:
                 yield connection
         except PoolTimeout as error:
-            raise StoreUnavailable(_NO_CONNECTION) from error
-        except OperationalError as error:
+            raise self._none_free() from error
+        except (OperationalError, InterfaceError) as error:
             raise StoreUnavailable(f"the database does not answer: {error}") from error
 
     def _fetch(self, statement: LiteralString, parameters: Any) -> list[TupleRow]:
@@ -182,23 +168,20 @@ class LogReader:
         The connection is not asked beforehand whether it lives, which would double the queries; where it does not,
         the statement goes to another, which is.
         """
-        self._unchecked.now = True
         try:
-            with self._pool.connection() as connection:
+            with self._pool.unchecked() as connection:
                 return connection.execute(statement, parameters, binary=True).fetchall()
         except PoolTimeout as error:
-            raise StoreUnavailable(_NO_CONNECTION) from error
-        except OperationalError:
+            raise self._none_free() from error
+        except (OperationalError, InterfaceError):
             pass
-        finally:
-            self._unchecked.now = False
         with self.connection() as connection:
             return connection.execute(statement, parameters, binary=True).fetchall()
 
-    def rows_after(self, thread_id: str, seq: int, limit: int) -> list[Row]:
+    def rows_after(self, thread_id: str, seq: int, limit: int, most_bytes: int = READ_BYTES) -> list[Row]:
         """The thread's rows that hold anything after `seq`, in order; the first may begin before it.
 
-        At most `limit`, and no more than READ_BYTES need: a reader that stalls keeps what it has read.
+        At most `limit`, and no more than `most_bytes` need: a reader that stalls keeps what it has read.
         """
         statement = (
             f"select {_ROW_COLUMNS} from (select *,"
@@ -206,9 +189,11 @@ class LogReader:
             f"   from (select {_ROW_COLUMNS} from events where thread_id = %s and seq > %s order by seq limit %s) e) r"
             " where before < %s order by seq"
         )
-        return self._rows(thread_id, statement, (thread_id, seq, limit, READ_BYTES))
+        return self._rows(thread_id, statement, (thread_id, seq, limit, most_bytes))
 
-    def stored_after(self, thread_id: str, seq: int, limit: int, *, facts_only: bool = False) -> tuple[list[Row], int]:
+    def stored_after(
+        self, thread_id: str, seq: int, limit: int, *, facts_only: bool = False, most_bytes: int = READ_BYTES
+    ) -> tuple[list[Row], int]:
         """As `rows_after`, with all that is known of each row, and the seq up to which nothing else is there.
 
         With `facts_only` pages are not read.
@@ -217,7 +202,7 @@ class LogReader:
             with self.connection() as connection:
                 # One snapshot: what is between the last row and the head is none of those asked for.
                 answer = connection.execute(
-                    _STORED_FACTS if facts_only else _STORED, (seq, limit, READ_BYTES, thread_id), binary=True
+                    _STORED_FACTS if facts_only else _STORED, (seq, limit, most_bytes, thread_id), binary=True
                 ).fetchall()
                 found = [values for values in answer if values[1] is not None]
                 try:
@@ -380,6 +365,17 @@ class LogReader:
                 binary=True,
             ).fetchall()
         return [recorded(row) for row in rows]
+
+    def last_of(
+        self, thread_id: str, topics: Sequence[str], before: int, limit: int
+    ) -> list[tuple[int, str, str | None]]:
+        """(seq, topic, run id) of the thread's last `limit` facts of these topics before a seq, the newest first."""
+        with self.connection() as connection:
+            return connection.execute(
+                "select seq, topic, run_id from events_facts where thread_id = %s and seq < %s and topic = any(%s)"
+                " order by seq desc limit %s",
+                (thread_id, before, list(topics), limit),
+            ).fetchall()
 
     def last_position(self, thread_id: str | None = None) -> int:
         """The position of the newest fact of a thread, or of the store; 0 when there is none."""

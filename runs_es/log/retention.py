@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 from psycopg import Connection, sql
 
+from runs_es.database.reporting import report
 from runs_es.domain import (
     TERMINAL_TOPICS,
     ConflictError,
@@ -294,11 +295,9 @@ class RetentionTimer:
                 self._round()
             except psycopg.errors.LockNotAvailable:
                 logger.info("retention is held up by a long reader of the log; goes on in %g s", self._interval)
-            except (psycopg.Error, RetentionBusy) as error:
+            except Exception as error:  # noqa: BLE001  (reported)
                 if not self._closing.is_set():
-                    logger.warning("retention failed, tries again in %g s: %s", self._interval, error)
-            except Exception:
-                logger.exception("retention failed, tries again in %g s", self._interval)
+                    report(logger, error, "retention failed, tries again in %g s", self._interval)
             self._closing.wait(self._interval)
 
     def _round(self) -> None:

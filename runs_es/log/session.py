@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
-import psycopg
-from psycopg import Connection, sql
+from psycopg import Connection
 from psycopg.rows import TupleRow
 
+from runs_es.database.sessions import KEEPALIVE, connect
 from runs_es.log import arrays
+
+__all__ = ["KEEPALIVE", "READER_SETTINGS", "append_lock_key", "connect", "connect_writer"]
 
 # The append's plan is right for every batch size when it goes by index; a planner that has seen an empty or a huge
 # table thinks otherwise, so the choice is taken from it.
@@ -24,44 +25,23 @@ _WRITER_SETTINGS = {
     "statement_timeout": "0",
     "synchronous_commit": "on",
 }
-# A server that vanished without a word (power, network) is noticed within seconds, not after the kernel's 15 minutes.
-KEEPALIVE: dict[str, Any] = {
-    "connect_timeout": 10,
-    "keepalives_idle": 5,
-    "keepalives_interval": 2,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 10_000,  # milliseconds
-}
+READER_SETTINGS = {"statement_timeout": "60s", "lock_timeout": "8s", "jit": "off"}
 _TRANSACTION_TIMEOUT_SINCE = 170000
-
-
-def connect(url: str, schema: str, name: str, **settings: str) -> Connection[TupleRow]:
-    """An autocommit connection whose search_path is `schema`. `name` shows in pg_stat_activity."""
-    connection = psycopg.connect(url, autocommit=True, application_name=f"runs-es {name}", **KEEPALIVE)
-    _configure(connection, schema, settings)
-    return connection
 
 
 def connect_writer(url: str, schema: str, lock_seconds: float) -> Connection[TupleRow]:
     """The pinned session that appends: generic plans, index access, bounded waits, durable commits."""
     settings = {**_WRITER_SETTINGS, "lock_timeout": f"{max(int(lock_seconds * 1000), 1)}ms"}
     connection = connect(url, schema, "writer", **settings)
-    if connection.info.server_version >= _TRANSACTION_TIMEOUT_SINCE:
-        connection.execute("set transaction_timeout = '10s'")
-    arrays.register(connection)
+    try:
+        if connection.info.server_version >= _TRANSACTION_TIMEOUT_SINCE:
+            connection.execute("set transaction_timeout = '10s'")
+        arrays.register(connection)
+        # What has to hold before this session appends anything is checked here, on every new connection.
+    except BaseException:
+        connection.close()
+        raise
     return connection
-
-
-def configure_reader(connection: Connection[Any], schema: str) -> None:
-    """Set up a pooled connection that reads."""
-    connection.autocommit = True
-    _configure(connection, schema, {"statement_timeout": "60s", "lock_timeout": "8s", "jit": "off"})
-
-
-def _configure(connection: Connection[Any], schema: str, settings: dict[str, str]) -> None:
-    connection.execute(sql.SQL("set search_path to {}").format(sql.Identifier(schema)))
-    for name, value in settings.items():
-        connection.execute(sql.SQL("set {} to {}").format(sql.Identifier(name), sql.Literal(value)))
 
 
 def append_lock_key(schema: str) -> int:

@@ -29,10 +29,13 @@ from psycopg.errors import (
     OperationalError,
     ProgramLimitExceeded,
     QueryCanceled,
+    ReadOnlySqlTransaction,
     UniqueViolation,
 )
 from psycopg.rows import TupleRow
 
+from runs_es.database.outage import is_lost
+from runs_es.database.reporting import report
 from runs_es.domain import StoreUnavailable, WriteConflict
 from runs_es.log import append, session
 from runs_es.log.append import Append, Appended
@@ -61,6 +64,8 @@ _BATCH_ERRORS = (
     UnicodeError,
 )
 _TRIES_ALONE = 5
+_NO_ROOM_SECONDS = 30.0  # a request that was refused for want of room says so for that long, unless one fits
+_LONGEST_PAUSE = 0.5  # seconds between two attempts to reach a database that is away
 LOCK_SECONDS = 2.0  # that an append waits for locks of others, unless a setting says otherwise
 # How long the next batch is held for those just answered: a part of the last commit's time, and never longer than this.
 _HOLD_SHARE = 0.5
@@ -100,6 +105,8 @@ class LogWriter:
         self._segment = 0
         self._deltas = Deltas(key_bytes)
         self._unreplicated = False
+        self._probes: deque[Future[None]] = deque()
+        self._no_room: dict[bool, tuple[str, float]] = {}  # of pages, and of the rest: what was said, and when
         self._thread = threading.Thread(target=self._run, name="runs-es log writer", daemon=True)
         self._thread.start()
 
@@ -111,7 +118,10 @@ class LogWriter:
     @property
     def waits_for_room(self) -> str | None:
         """What the database said when it had no room for what is to be appended; None when all is well."""
-        return self._parked.reason
+        if self._parked.reason is not None:
+            return self._parked.reason
+        recent = time.monotonic() - _NO_ROOM_SECONDS
+        return next((said for said, at in list(self._no_room.values()) if at > recent), None)
 
     def submit(self, request: Append) -> Future[Appended]:
         """Queue a request. The future fails with WriteConflict when the log refused it."""
@@ -136,6 +146,19 @@ class LogWriter:
         else:
             queue.append(request)
 
+    def probe(self) -> Future[None]:
+        """Ask whether appends are possible now: the writer tries one that appends nothing, in its turn.
+
+        The future fails with what keeps appends from being written.
+        """
+        future: Future[None] = Future()
+        with self._condition:
+            if self._closing or not self._thread.is_alive():
+                raise StoreUnavailable("the log writer has stopped")
+            self._probes.append(future)
+            self._condition.notify()
+        return future
+
     def close(self, timeout: float = 30.0) -> None:
         """Append what is queued, then stop. Requests that cannot be appended in time fail with StoreUnavailable."""
         with self._condition:
@@ -148,6 +171,7 @@ class LogWriter:
 
     def _run(self) -> None:
         while (batch := self._next_batch()) is not None:
+            self._answer_probes()
             begun = time.perf_counter()
             pages = [request for request in batch if request.is_page]
             others = [request for request in batch if not request.is_page]
@@ -168,7 +192,7 @@ class LogWriter:
         with self._condition:
             self._wait()
             if not self._ready:
-                return [] if self._parked and not self._closing else None
+                return [] if (self._parked or self._probes) and not self._closing else None
             batch: list[Append] = []
             items = octets = 0
             for _ in range(len(self._ready)):
@@ -200,16 +224,33 @@ class LogWriter:
                 if not self._condition.wait(self._held_until - time.perf_counter()):
                     break
             self._wanted = 1
-        while not self._ready and not self._closing:
+        while not self._ready and not self._closing and not self._probes:
             if not self._condition.wait(self._parked.seconds_left):
                 return  # those without room are due
 
     def _commit_or_refuse(self, batch: list[Append]) -> None:
         try:
             self._commit(batch)
-        except Exception as error:
-            logger.exception("appending failed")
+        except Exception as error:  # noqa: BLE001  (reported)
+            report(logger, error, "appending failed")
             self._refuse(batch, StoreUnavailable(f"appending failed: {error}"))
+
+    def _answer_probes(self) -> None:
+        """Try an append of nothing, as facts and as pages: it needs every right that a real one needs."""
+        while self._probes:
+            probe = self._probes.popleft()
+            if not probe.set_running_or_notify_cancel():
+                continue
+            try:
+                connection = self._connection if not self._is_lost() else None
+                connection = connection or self._connect()
+                connection.execute(append.APPEND_PAGES, append.page_parameters([], self._segment), binary=True)
+                facts = append.fact_parameters([], self._segment, self._lock_key)
+                connection.execute(append.APPEND_FACTS, facts, binary=True)
+            except Exception as error:  # noqa: BLE001  (for who asks)
+                probe.set_exception(error)
+            else:
+                probe.set_result(None)
 
     def _try_parked(self) -> None:
         """Those that are due once more; of each that is decided now, what had to wait behind it follows."""
@@ -235,11 +276,11 @@ class LogWriter:
         except NO_ROOM as error:
             self._hold_or_refuse(batch, error)
         except OperationalError as error:
-            if not self._is_lost():
+            if not self._is_lost(error):
                 raise
             # Whether the batch landed is not known. Trying again is safe: what each request states makes a second
             # landing impossible, and a refusal is then looked into.
-            logger.warning("the log's connection failed: %s", error)
+            logger.info("the log's connection failed: %s", error)
             self._reconnect()
             for request in batch:
                 self._commit_alone_or_refuse(request, in_doubt=True)
@@ -250,8 +291,8 @@ class LogWriter:
         """One request's trouble stays its own."""
         try:
             self._commit_alone(request, in_doubt=in_doubt)
-        except Exception as error:
-            logger.exception("a request could not be appended")
+        except Exception as error:  # noqa: BLE001  (reported)
+            report(logger, error, "a request could not be appended")
             self._refuse([request], StoreUnavailable(f"this cannot be appended: {error}"))
 
     def _hold_or_refuse(self, batch: list[Append], error: Exception) -> None:
@@ -260,6 +301,7 @@ class LogWriter:
             for request in batch:
                 self._commit_alone_or_refuse(request)
         elif batch[0].writer is None or self._closing:
+            self._no_room[batch[0].is_page] = str(error), time.monotonic()
             self._refuse(batch, StoreUnavailable(f"the database has no room, nothing was written: {error}"))
         else:
             with self._condition:
@@ -268,7 +310,10 @@ class LogWriter:
                     for behind in self._take_queued(request):
                         self._parked.joins(behind)
 
-    def _is_lost(self) -> bool:
+    def _is_lost(self, error: BaseException | None = None) -> bool:
+        """Whether there is no connection any more. A pooler says so by an error, before it closes the connection."""
+        if self._connection is not None and is_lost(error):
+            self._connection.close()
         return self._connection is None or self._connection.closed
 
     def _commit_alone(self, request: Append, *, in_doubt: bool = False) -> None:
@@ -284,9 +329,9 @@ class LogWriter:
                 self._hold_or_refuse([request], error)
                 return
             except OperationalError as error:
-                if not self._is_lost():
+                if not self._is_lost(error):
                     raise
-                logger.warning("the log's connection failed: %s", error)
+                logger.info("the log's connection failed: %s", error)
                 self._reconnect()
                 in_doubt = True
             else:
@@ -323,7 +368,12 @@ class LogWriter:
         else:
             statement = append.APPEND_FACTS
             parameters = append.fact_parameters(batch, self._segment, self._lock_key)
-        rows = connection.execute(statement, parameters, prepare=True, binary=True).fetchall()
+        try:
+            rows = connection.execute(statement, parameters, prepare=True, binary=True).fetchall()
+        except ReadOnlySqlTransaction:
+            # A primary that has become a standby: with several hosts in the URL, the next connection finds the new one.
+            connection.close()
+            raise
         if self._unreplicated:
             self._unreplicated = False
             raise StoreUnavailable("the wait for the standby was cancelled: committed here, maybe not there")
@@ -357,6 +407,7 @@ class LogWriter:
         if fresh:
             self._on_commit(fresh)
         for request, appended in won:
+            self._no_room.pop(request.is_page, None)
             if request.writer is not None:
                 request.writer.settled(request, refused=False)
             request.future.set_result(appended)
@@ -368,9 +419,9 @@ class LogWriter:
                 assert self._connection is not None
                 return landed_before(self._connection, request, in_doubt=in_doubt)
             except OperationalError as error:
-                if not self._is_lost() or attempt == _TRIES_ALONE - 1:
+                if not self._is_lost(error) or attempt == _TRIES_ALONE - 1:
                     raise
-                logger.warning("the log's connection failed: %s", error)
+                logger.info("the log's connection failed: %s", error)
                 self._reconnect()
         return None
 
@@ -401,7 +452,7 @@ class LogWriter:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(pause)
-                pause = min(2 * pause, 1.0)
+                pause = min(2 * pause, _LONGEST_PAUSE)
             else:
                 return
 

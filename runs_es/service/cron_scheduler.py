@@ -19,6 +19,7 @@ from typing import Any
 import psycopg
 from psycopg import Connection
 
+from runs_es.database.reporting import report
 from runs_es.log import session
 from runs_es.service.crons import CronSnapshot
 
@@ -82,9 +83,9 @@ class CronScheduler:
             while not self._closing.is_set():
                 try:
                     pause = self._round()
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001  (reported)
                     # Most likely the database went away; whatever it is, crons must not stop for it.
-                    logger.warning("crons could not be looked after, trying again: %s", error, exc_info=True)
+                    report(logger, error, "crons could not be looked after, trying again")
                     self._disconnect()
                     pause = LOOK_SECONDS
                 self._closing.wait(pause)
@@ -107,8 +108,8 @@ class CronScheduler:
     def _guarded(self, cron: CronSnapshot, moment: datetime) -> None:
         try:
             self._fire(cron, moment)
-        except Exception:
-            logger.exception("cron %s could not be fired; it is tried again", cron.cron_id)
+        except Exception as error:  # noqa: BLE001  (reported)
+            report(logger, error, "cron %s could not be fired; it is tried again", cron.cron_id)
             self._failed[cron.cron_id] = time.monotonic() + _FAILED_SECONDS
 
     def _session(self) -> Connection[Any]:

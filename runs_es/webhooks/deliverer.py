@@ -18,6 +18,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from datetime import UTC, datetime
 from typing import Any, TypeAlias, TypeVar
 
+from runs_es.database.reporting import report
 from runs_es.domain import StoreUnavailable
 from runs_es.log.append import Append, Appended
 from runs_es.log.event_log import EventLog
@@ -91,8 +92,8 @@ class WebhookDeliverer:
         while not self._closing.is_set():
             try:
                 asyncio.run(self._run())
-            except Exception:
-                logger.exception("webhooks: the deliverer stopped; starting it again")
+            except Exception as error:  # noqa: BLE001  (reported)
+                report(logger, error, "webhooks: the deliverer stopped; starting it again")
                 self._closing.wait(_LOOK_SECONDS)
 
     async def _run(self) -> None:
@@ -122,15 +123,13 @@ class WebhookDeliverer:
         more = False
         try:
             more = await self._blocking(self._deliveries.follow)
-        except StoreUnavailable as error:
-            logger.warning("webhooks: %s; tries again", error)
-        except Exception:
-            logger.exception("webhooks: the log cannot be followed; no further webhook is sent until it can")
+        except Exception as error:  # noqa: BLE001  (reported)
+            report(logger, error, "webhooks: the log cannot be followed; no further webhook is sent until it can")
         try:
             while len(self._sending) < self._settings.webhook_concurrency and await self._send_next(poster):
                 pass
-        except Exception:
-            logger.exception("webhooks: none can be claimed; tries again")
+        except Exception as error:  # noqa: BLE001  (reported)
+            report(logger, error, "webhooks: none can be claimed; tries again")
         return more
 
     async def _send_next(self, poster: Poster) -> bool:
@@ -170,7 +169,7 @@ class WebhookDeliverer:
         self._sending.pop(task, None)
         self._wake.set()
         if not task.cancelled() and (error := task.exception()) is not None:
-            logger.error("webhooks: an attempt failed here; it is made again when its lease is over", exc_info=error)
+            report(logger, error, "webhooks: an attempt failed here; it is made again when its lease is over")
 
     # --- one attempt ---
 
@@ -182,8 +181,8 @@ class WebhookDeliverer:
             ended = await self._blocking(ended_run, self._log.reader, delivery.thread_id, delivery.run_id)
             moment = datetime.now(UTC)
             body = None if ended is None else ended.body(await self._values(ended), _iso(moment))
-        except Exception as error:
-            logger.exception("webhook of run %s: the run cannot be read", delivery.run_id)
+        except Exception as error:  # noqa: BLE001  (reported)
+            report(logger, error, "webhook of run %s: the run cannot be read", delivery.run_id)
             await self._retry(delivery, f"the run cannot be read: {type(error).__name__}: {error}", None)
             return
         if body is None:
@@ -244,7 +243,7 @@ class WebhookDeliverer:
                 await self._blocking(function, *arguments)
                 return
             except StoreUnavailable as error:
-                logger.warning("webhooks: what came of one cannot be written yet: %s", error)
+                report(logger, error, "webhooks: what came of one cannot be written yet")
                 await asyncio.sleep(_LOOK_SECONDS)
 
     async def _blocking(self, function: Callable[..., T], *arguments: object) -> T:

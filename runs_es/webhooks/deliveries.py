@@ -205,8 +205,9 @@ class Deliveries:
             {"state": state, "limit": limit},
         )
 
-    def backlog(self) -> Backlog:
-        with self._reader.connection() as connection:
+    def backlog(self, seconds: float | None = None) -> Backlog:
+        """How much is not delivered. `seconds` bound the wait for a connection."""
+        with self._reader.connection(seconds) as connection:
             rows = connection.execute(
                 "select state, count(*), extract(epoch from clock_timestamp() - min(ended_at))::float8 from webhooks"
                 " where state <> 'delivered' group by state"

@@ -43,11 +43,16 @@ def configuration(folder: Path, **keys: object) -> Path:
 
 
 @pytest.fixture
+def show_errors() -> str:
+    return "always"
+
+
+@pytest.fixture
 async def client(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, show_errors: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[httpx.AsyncClient]:
     monkeypatch.setattr(sys, "path", list(sys.path))
-    quick = settings.model_copy(update={"drain_seconds": 0, "stream_heartbeat_seconds": 0.05})
+    quick = settings.model_copy(update={"drain_seconds": 0, "show_errors": show_errors})
     with open_store(quick, config=configuration(tmp_path)) as store:
         async with client_of(store, quick) as client:
             yield client
@@ -68,6 +73,24 @@ async def test_a_broken_graph_is_listed_as_broken_and_its_runs_fail_saying_so(cl
     assert (await client.get(f"/threads/{thread}")).json()["values"] is None
     found = await client.post("/threads/search", json={"ids": [thread]})
     assert [each["status"] for each in found.json()] == ["error"]
+
+
+async def test_what_a_broken_graph_raised_is_hidden_where_texts_of_errors_are(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    hidden = settings.model_copy(update={"drain_seconds": 0, "show_errors": "never"})
+    with open_store(hidden, config=configuration(tmp_path)) as store:
+        async with client_of(store, hidden) as client:
+            listed = {each["graph_id"]: each for each in (await client.post("/assistants/search", json={})).json()}
+            schemas = await client.get(f"/assistants/{assistant_id('broken')}/schemas")
+            body = {"assistant_id": "broken", "input": {}}
+            answer = await client.post(f"/threads/{await new_thread(client)}/runs/wait", json=body)
+    assert listed["broken"]["error"] == "An internal error occurred (id broken)"
+    assert schemas.status_code == 500
+    for told in (schemas, answer):
+        assert "An internal error occurred (id " in told.text
+        assert "RUNS_ES_T_NO_SUCH_KEY" not in told.text
 
 
 async def test_the_others_are_served_all_the_same(client: httpx.AsyncClient) -> None:

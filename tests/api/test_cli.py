@@ -18,6 +18,7 @@ import pytest
 
 from runs_api import cli
 from runs_es.domain import Provenance
+from runs_es.execution import ActiveRun
 from runs_es.service.commands import CancelRunCommand, CreateRunCommand
 from runs_es.settings import Settings
 from runs_projections.wiring import open_store
@@ -113,6 +114,32 @@ def test_history_shows_who_did_what_and_why(run, settings: Settings, database_ur
     assert rows[1][3:] == ["user:ada", "not needed any more"]
 
 
+class Failing:
+    async def execute(self, run: ActiveRun) -> None:
+        raise ValueError("password=hunter2\n\x1b[31mred")
+
+
+async def failed_run(settings: Settings) -> str:
+    with open_store(settings.model_copy(update={"show_errors": "never"}), executor=Failing()) as store:
+        command = CreateRunCommand(thread_id="t1", create_thread=True, assistant_id="agent")
+        run = await store.service.create_background(command)
+        await store.service.ended("t1", run.run_id)
+    return run.run_id
+
+
+def test_history_shows_the_operator_an_error_that_clients_do_not_see(run, settings: Settings, database_url: str):
+    failed = asyncio.run(failed_run(settings))
+    result = run("history", failed, RUNS_ES_DATABASE_URL=database_url)
+    assert "run.failed error: ValueError: password=hunter2" in result.out
+    traceback = result.out.splitlines()[result.out.splitlines().index("") :]
+    assert traceback[1].endswith("run.failed:")
+    assert traceback[2] == "Traceback (most recent call last):"
+    assert traceback[-2:] == ["ValueError: password=hunter2", "\\x1b[31mred"]
+    facts = [json.loads(line) for line in run("history", failed, "--json").out.splitlines()]
+    assert facts[-1]["fact"]["error_hidden"] is True
+    assert facts[-1]["fact"]["traceback"].startswith("Traceback")
+
+
 def test_history_as_json_has_every_fact_whole(run, settings: Settings, database_url: str):
     _, waiting = asyncio.run(two_runs(settings))
     result = run("history", waiting, "--json", RUNS_ES_DATABASE_URL=database_url)
@@ -130,7 +157,8 @@ def test_a_run_that_is_not_there_has_no_history(run, database_url: str):
 
 @pytest.mark.parametrize("command", [["migrate"], ["rebuild"], ["serve", "--port", "0"], ["work"]])
 def test_a_database_that_cannot_be_reached_is_one_sentence_without_the_password(run, command: list[str]):
-    result = run(*command, RUNS_ES_DATABASE_URL="postgresql://u:secret@127.0.0.1:1/x")
+    url = "postgresql://u:secret@127.0.0.1:1/x"
+    result = run(*command, RUNS_ES_DATABASE_URL=url, RUNS_ES_DATABASE_START_SECONDS="0")
     assert result.code == 1
     assert "RUNS_ES_DATABASE_URL cannot be reached" in result.err
     assert "secret" not in result.err

@@ -151,3 +151,14 @@ async def test_a_browser_may_ask_and_read_what_it_needs(client: httpx.AsyncClien
     other = await client.get("/ok", headers={"Origin": "https://other.example"})
     assert other.status_code == 403
     assert "access-control-allow-origin" not in other.headers
+
+
+async def test_what_a_graph_raised_when_it_was_loaded_is_hidden_like_its_other_errors(store: FailingStore):
+    store.error = GraphLoadError("importing ./graph.py failed: KeyError: 'password=hunter2'")
+    for setting, told in [
+        ("always", str(store.error)),
+        ("never", "An internal error occurred (id request-7)"),
+    ]:
+        async with client_of(store, Settings(show_errors=setting)) as client:
+            answer = await client.get(RUN, headers={"x-request-id": "request-7"})
+        assert (answer.status_code, answer.json()) == (500, {"detail": told})

@@ -497,7 +497,7 @@ def test_open_database_takes_the_url_it_is_given(postgres_url: str) -> None:
 
 def test_a_database_that_refuses_is_a_clear_error(folder: Path) -> None:
     with pytest.raises(DatabaseUnavailable, match="RUNS_ES_DATABASE_URL cannot be reached"):
-        open_database(Settings(database_url=f"postgresql://user@/runs_es?host={folder}"))
+        open_database(Settings(database_url=f"postgresql://user@/runs_es?host={folder}", database_start_seconds=0))
 
 
 def test_a_malformed_url_is_not_repeated_with_its_password() -> None:

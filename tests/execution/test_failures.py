@@ -15,9 +15,10 @@ import pytest
 from runs_api.app import create_app
 from runs_es.domain import RunFailed, RunRequeued, RunScope
 from runs_es.execution import ActiveRun, RetryableError, RunOutcome
-from runs_es.process_log import MAX_TRACEBACK_BYTES, configure
+from runs_es.process_log import CHATTY, MAX_TRACEBACK_BYTES, configure
 from runs_es.service.commands import CreateRunCommand, JoinRunStreamCommand
 from runs_es.settings import Settings
+from runs_es.webhooks.payload import ended_run
 from runs_projections.wiring import Store, open_store
 from tests.execution.test_worker import QUICK
 
@@ -28,6 +29,15 @@ InStore = Callable[[Store], Awaitable[None]]
 
 class TwiceOverloaded(RetryableError):
     """What passes after two attempts."""
+
+
+class Unprintable(Exception):
+    """Raises when it is printed."""
+
+    def __str__(self) -> str:
+        raise SystemExit(SECRET)
+
+    __repr__ = __str__
 
 
 class Failing:
@@ -42,6 +52,10 @@ class Failing:
                 return None
             case "deep":
                 return self.deeper(5000)
+            case "unprintable":
+                raise Unprintable
+            case "exits":
+                raise SystemExit(SECRET)
             case "unstorable":
                 raise ValueError(f"{SECRET} \x00 \ud800")
             case "huge":
@@ -69,7 +83,8 @@ def log() -> Iterator[io.StringIO]:
     try:
         yield written
     finally:
-        logging.getLogger("runs_es.execution").setLevel(logging.NOTSET)
+        for name in ("runs_es.execution", *CHATTY):
+            logging.getLogger(name).setLevel(logging.NOTSET)
         root.handlers[:], root.level = before
 
 
@@ -153,9 +168,11 @@ async def test_an_attempt_that_is_tried_again_is_for_debugging_and_its_traceback
     await within(settings, body)
 
 
-@pytest.mark.parametrize("what", ["deep", "unstorable", "huge"])
+@pytest.mark.parametrize("what", ["deep", "unstorable", "huge", "unprintable", "exits"])
 @pytest.mark.parametrize("scope", [RunScope.STATEFUL, RunScope.TEMPORARY_THREAD])
-async def test_a_traceback_is_recorded_whatever_is_in_it(what: str, scope: RunScope, settings: Settings) -> None:
+async def test_a_traceback_is_recorded_whatever_is_in_it(
+    what: str, scope: RunScope, settings: Settings, log: io.StringIO
+) -> None:
     async def body(store: Store) -> None:
         run = await store.service.create_background(command(what, scope=scope))
         await store.service.ended("t", run.run_id)
@@ -163,6 +180,9 @@ async def test_a_traceback_is_recorded_whatever_is_in_it(what: str, scope: RunSc
         assert len(traceback.encode()) <= MAX_TRACEBACK_BYTES
         assert "\x00" not in traceback
         assert traceback.startswith("Traceback (most recent call last):")
+        assert "in execute" in traceback
+        (line,) = told(log, "ERROR")
+        assert (line["run_id"], line["exception"]) == (run.run_id, traceback)
 
     await within(settings, body)
 
@@ -218,6 +238,11 @@ async def test_hidden_errors_reach_no_client_and_are_replayed_as_they_were_under
                 shown = {"error": "LookupError", "message": f"An internal error occurred (id {handle.run_id})"}
                 assert result == {"__error__": shown}
                 assert streamed[-1][-2][1:] == ("error", shown)
+                ended = ended_run(store.log.reader, thread, handle.run_id)
+                assert ended is not None
+                webhook = json.loads(ended.body(None, "now"))
+                assert webhook["error"] == shown["message"]
+                assert SECRET not in json.dumps(webhook)
                 fact = failed(store, handle.run_id)
                 assert (fact.error, fact.error_hidden) == (f"no answer: {SECRET}", True)
                 (line,) = told(log, "ERROR")
@@ -243,6 +268,8 @@ async def test_what_the_store_says_itself_is_not_hidden(settings: Settings) -> N
     async def body(store: Store) -> None:
         result = await store.service.create_and_wait(command("ours"))
         assert result["__error__"]["message"] == "event 'end' is the store's own; choose another name"
+        result = await store.service.create_and_wait(command("exits"))
+        assert result["__error__"]["message"].startswith("An internal error occurred (id ")
         config = {"timeout_seconds": 0.001}
         result = await store.service.create_and_wait(command("pass", config=config))
         assert "timeout_seconds" in result["__error__"]["message"]

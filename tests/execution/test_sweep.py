@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -357,6 +358,7 @@ async def test_a_run_in_flight_whose_job_is_gone_is_taken_over(settings: Setting
 
 
 def test_a_wake_that_fails_raises_nothing_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     nobody = "postgresql://127.0.0.1:1/none"
     queue = JobQueue(nobody, "runs_es", routes=Routes({}), locate=lambda _: Place())
     queue.wake("t")

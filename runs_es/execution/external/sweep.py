@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import Callable
 
+from runs_es.database.reporting import report
 from runs_es.domain import LeaseLost, Provenance, RequeueCause, Run, StoreUnavailable, Thread, Timeouts, WriteConflict
 from runs_es.execution.external.leases import Lease, Leases
 from runs_es.execution.worker import Restore, WorkerLimits, decision
@@ -57,10 +58,8 @@ class LeaseSweep:
         while not self._closing.wait(self._interval):
             try:
                 self.sweep()
-            except StoreUnavailable as error:
-                logger.warning("leases cannot be looked at, tries again in %g s: %s", self._interval, error)
-            except Exception:
-                logger.exception("a sweep of leases failed, tries again in %g s", self._interval)
+            except Exception as error:  # noqa: BLE001  (reported)
+                report(logger, error, "a sweep of leases failed, tries again in %g s", self._interval)
 
     def sweep(self) -> None:
         """Look at every lease that asks for it."""
@@ -71,8 +70,8 @@ class LeaseSweep:
                 logger.info("%s", error)
             except StoreUnavailable:
                 raise
-            except Exception:  # one thread that cannot be read keeps no other from being swept
-                logger.exception("the lease of run %s cannot be looked at; the next round tries again", lease.run_id)
+            except Exception as error:  # noqa: BLE001  (one thread that cannot be read keeps no other from its sweep)
+                report(logger, error, "the lease of run %s cannot be looked at; tries again", lease.run_id)
 
     def _look(self, lease: Lease) -> None:
         thread, head = self._decisions.look(lease.thread_id)

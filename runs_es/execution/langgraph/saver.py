@@ -8,12 +8,10 @@ takes it shared and then looks at the fence, in one transaction. So a write is e
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import cache
 from typing import Any, NamedTuple, cast
-from weakref import WeakKeyDictionary
 
 import psycopg
 from langchain_core.runnables import RunnableConfig
@@ -21,66 +19,44 @@ from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMet
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.serde.base import SerializerProtocol
 from psycopg import AsyncConnection, AsyncCursor, sql
-from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import DictRow, dict_row
-from psycopg_pool import AsyncConnectionPool
 
 from runs_es.database.migrate import checkpoint_schema
+from runs_es.database.outage import is_lost
+from runs_es.database.sessions import WAIT_SECONDS, AsyncSessionPool
 from runs_es.domain.errors import LeaseLost
 from runs_es.execution.langgraph.rollback import keep_writes, take_back
 from runs_es.log.locks import thread_lock_key
-from runs_es.log.session import KEEPALIVE
 
-CheckpointPool = AsyncConnectionPool[AsyncConnection[DictRow]]
+CheckpointPool = AsyncSessionPool
 
 _PLACE = ("checkpoint_ns", "checkpoint_id")
 _TRIES = 3
 MAX_WAITING = 64  # writes, before a graph that is faster than the disk waits
 _COLLECT_SECONDS = 0.005  # a graph of short steps has several writes by then, and they cost as much as one
-_IDLE_SECONDS = 1.0  # a connection that was used since is not asked whether it lives
 
 
-def open_checkpoint_pool(url: str, schema: str, size: int) -> CheckpointPool:
+def open_checkpoint_pool(url: str, schema: str, size: int, *, seconds: float = WAIT_SECONDS) -> CheckpointPool:
     """The pool that savers and readers share. It connects on `await pool.open()` or `async with pool`.
 
-    `schema` is the log's. A connection left inside a transaction is cut after 5 s: a worker that froze between taking
-    the thread's lock and letting go of it must not keep its successor waiting.
+    `schema` is the log's, `seconds` how long to wait for a connection. A connection left inside a transaction is cut
+    after 5 s: a worker that froze between taking the thread's lock and letting go of it must not keep its successor
+    waiting.
     """
-    settings = {
-        "search_path": checkpoint_schema(schema),
-        "idle_in_transaction_session_timeout": "5s",
-        "lock_timeout": "30s",
-        "default_transaction_isolation": r"read\ committed",  # the fence is read by a snapshot newer than the lock
-    }
-    options = " ".join(f"-c {name}={value}" for name, value in settings.items())
-    inherited = conninfo_to_dict(url).get("options") or ""
-    return AsyncConnectionPool(
+    return AsyncSessionPool(
         url,
-        connection_class=AsyncConnection[DictRow],
-        min_size=min(2, size),
-        max_size=size,
-        open=False,
-        check=_check_if_idle,
-        name="checkpoints",
-        kwargs={
-            **KEEPALIVE,
-            "autocommit": True,
-            "prepare_threshold": 0,
-            "row_factory": dict_row,
-            "options": f"{inherited} {options}".strip(),
+        checkpoint_schema(schema),
+        "checkpoints",
+        size=size,
+        seconds=seconds,
+        least=2,
+        connection_options={"autocommit": True, "prepare_threshold": 0, "row_factory": dict_row},
+        settings={
+            "idle_in_transaction_session_timeout": "5s",
+            "lock_timeout": "30s",
+            "default_transaction_isolation": "read committed",  # the fence is read by a snapshot newer than the lock
         },
     )
-
-
-_used: WeakKeyDictionary[AsyncConnection[DictRow], float] = WeakKeyDictionary()
-
-
-async def _check_if_idle(connection: AsyncConnection[DictRow]) -> None:
-    """A restart of the server must not fail the next runs; but a look before each query would double the queries."""
-    now = time.monotonic()
-    if now - _used.get(connection, 0.0) > _IDLE_SECONDS:
-        await AsyncConnectionPool.check_connection(connection)
-    _used[connection] = now
 
 
 class _Statements(NamedTuple):
@@ -158,9 +134,11 @@ class FencedPostgresSaver(AsyncPostgresSaver):
         for tries_left in reversed(range(_TRIES)):
             try:
                 return await super().aget_tuple(config)
-            except psycopg.OperationalError:
+            except psycopg.OperationalError as error:
                 if not tries_left:
                     raise
+                if is_lost(error):
+                    await self._pool.drain()
         raise AssertionError
 
     async def aput(
@@ -283,9 +261,11 @@ class FencedPostgresSaver(AsyncPostgresSaver):
                 try:
                     await self._commit_on(connection, batches)
                     return
-                except psycopg.Error:
-                    if not (connection.closed and tries_left):
+                except psycopg.Error as error:
+                    # A pooler says that the session is gone before it closes the connection.
+                    if not ((connection.closed or is_lost(error)) and tries_left):
                         raise
+                    await self._pool.drain()
 
     async def _commit_on(self, connection: AsyncConnection[DictRow], batches: Sequence[_Batch]) -> None:
         """One transaction in one round trip: what a pipeline holds is one as long as nobody begins another."""

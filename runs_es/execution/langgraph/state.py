@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import psycopg
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.types import PregelTask, StateSnapshot
+from psycopg_pool import PoolTimeout
 
+from runs_es.database.outage import is_lost
+from runs_es.domain.errors import StoreUnavailable
 from runs_es.domain.facts import hidden_error
 from runs_es.execution.langgraph.encoding import plain
 from runs_es.execution.langgraph.graphs import GraphRegistry, over
@@ -18,6 +22,8 @@ from runs_es.execution.thread_state import empty_state
 
 if TYPE_CHECKING:
     from runs_es.execution.langgraph.graphs import Graph
+
+T = TypeVar("T")
 
 _CHECKPOINT = ("checkpoint_id", "thread_id", "checkpoint_ns", "checkpoint_map")
 
@@ -42,7 +48,7 @@ class GraphStateReader:
     ) -> dict[str, Any]:
         """The newest state, or the one at a checkpoint; `empty_state()` when there is none.
 
-        `checkpoint` names one of a subgraph: `{checkpoint_ns, checkpoint_id, checkpoint_map}`.
+        `checkpoint` names one of a subgraph: `{checkpoint_ns, checkpoint_id, checkpoint_map}`. Raises StoreUnavailable.
         """
         if graph_id is None:
             return empty_state()
@@ -51,9 +57,12 @@ class GraphStateReader:
         )
         graph = await self._graph(graph_id)
         try:
-            return self._state(await graph.aget_state(config, subgraphs=subgraphs))
-        except Exception as error:
+            return self._state(await self._read(lambda: graph.aget_state(config, subgraphs=subgraphs)))
+        except StoreUnavailable:
+            raise
+        except (Exception, SystemExit) as error:
             # The newest state may have writes pending that the graph's own reducers refuse; a run has failed on them.
+            # A reducer that calls for the end of the process must not end the server that reads.
             logger.warning(
                 "the state of thread %s is read without what its last run left pending", thread_id, exc_info=error
             )
@@ -69,17 +78,24 @@ class GraphStateReader:
         metadata: Mapping[str, Any] | None = None,
         checkpoint: Mapping[str, Any] | None = None,
     ) -> list[dict[str, Any]]:
-        """The last `limit` states, newest first. `before` is a checkpoint id, or an object that holds one."""
+        """The last `limit` states, newest first. `before` is a checkpoint id, or an object that holds one.
+
+        Raises StoreUnavailable.
+        """
         if graph_id is None:
             return []
         graph = await self._graph(graph_id)
-        states = graph.aget_state_history(
-            _config(thread_id, checkpoint or {}),
-            filter=dict(metadata) if metadata else None,
-            before=_config(thread_id, {"checkpoint_id": _checkpoint_id(before)}) if before else None,
-            limit=limit,
-        )
-        return [self._state(state) async for state in states]
+
+        async def states() -> list[dict[str, Any]]:
+            found = graph.aget_state_history(
+                _config(thread_id, checkpoint or {}),
+                filter=dict(metadata) if metadata else None,
+                before=_config(thread_id, {"checkpoint_id": _checkpoint_id(before)}) if before else None,
+                limit=limit,
+            )
+            return [self._state(state) async for state in found]
+
+        return await self._read(states)
 
     async def values(
         self, thread_id: str, graph_id: str | None, checkpoint_id: str | None = None
@@ -91,6 +107,21 @@ class GraphStateReader:
     async def delete(self, thread_id: str) -> None:
         """Forget every checkpoint of the thread. Who calls this holds the thread's lock, or knows that nobody runs."""
         await AsyncPostgresSaver(self._pool).adelete_thread(thread_id)
+
+    async def _read(self, read: Callable[[], Awaitable[T]]) -> T:
+        """What `read` answers; when its connection turns out to be lost, over another. Raises StoreUnavailable."""
+        for has_another in (True, False):
+            try:
+                return await read()
+            except PoolTimeout as error:
+                raise StoreUnavailable(f"no connection for checkpoints: {self._pool.outage.reason or error}") from error
+            except psycopg.Error as error:
+                if not is_lost(error):
+                    raise
+                if not has_another:
+                    raise StoreUnavailable(f"the database does not answer: {error}") from error
+                await self._pool.drain()  # the others are as dead, and those just used are not asked
+        raise AssertionError
 
     def _state(self, snapshot: StateSnapshot) -> dict[str, Any]:
         return thread_state(snapshot, show_errors=self._show_errors)
