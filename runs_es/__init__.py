@@ -1,66 +1,190 @@
 """runs-es: an event-sourced run store for agent platforms.
 
-Names are loaded when they are first asked for, so that `import runs_es.domain` loads the standard library alone.
+Names are loaded when they are first asked for, so that `import runs_es.domain` loads the standard library alone. A type
+checker reads the imports, Python the table below them; a test holds both, `__all__` and the domain's names together.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from runs_es.domain import *  # noqa: F403
-    from runs_es.service.application import RunsApplicationService as RunsApplicationService
-    from runs_es.service.commands import CancelRunCommand as CancelRunCommand
-    from runs_es.service.commands import CreateRunCommand as CreateRunCommand
-    from runs_es.service.commands import GetRunQuery as GetRunQuery
-    from runs_es.service.commands import JoinRunStreamCommand as JoinRunStreamCommand
-    from runs_es.service.commands import ListRunMessagesQuery as ListRunMessagesQuery
-    from runs_es.service.commands import ListRunsQuery as ListRunsQuery
-    from runs_es.service.ports import RunEventLog as RunEventLog
-    from runs_es.service.ports import RunExecutionHandle as RunExecutionHandle
-    from runs_es.service.ports import RunExecutionScheduler as RunExecutionScheduler
-    from runs_es.service.ports import RunRepository as RunRepository
-    from runs_es.service.ports import RunStreamBroker as RunStreamBroker
-    from runs_es.service.ports import RunSupervisor as RunSupervisor
-    from runs_es.service.views import RunMessageView as RunMessageView
-    from runs_es.service.views import RunSnapshot as RunSnapshot
-    from runs_es.service.views import RunStreamHandle as RunStreamHandle
-    from runs_es.service.views import StoredRunEvent as StoredRunEvent
-    from runs_es.settings import Settings as Settings
-    from runs_es.streams.broker import RunStreamEvent as RunStreamEvent
+    from runs_es.execution import ActiveRun, FunctionExecutor, RetryableError, RunExecutor, RunOutcome
+    from runs_es.service.application import RunsApplicationService
+    from runs_es.service.commands import (
+        CancelRunCommand,
+        CancelRunsCommand,
+        CreateRunCommand,
+        FindRunsQuery,
+        GetRunQuery,
+        JoinRunStreamCommand,
+        ListRunMessagesQuery,
+        ListRunsQuery,
+    )
+    from runs_es.service.ports import (
+        RunEventLog,
+        RunExecutionHandle,
+        RunExecutionScheduler,
+        RunRepository,
+        RunStreamBroker,
+        RunSupervisor,
+    )
+    from runs_es.service.views import RunMessageView, RunSnapshot, RunStreamHandle, StoredRunEvent, ThreadSnapshot
+    from runs_es.settings import Settings
+    from runs_es.streams.broker import RunStreamEvent
+    from runs_projections.wiring import Store, open_store, open_store_async
 
-_COMMANDS = (
+# Where names are that are not the domain's.
+_MODULES = {
+    "runs_es.execution": ("ActiveRun", "FunctionExecutor", "RetryableError", "RunExecutor", "RunOutcome"),
+    "runs_es.service.application": ("RunsApplicationService",),
+    "runs_es.service.commands": (
+        "CancelRunCommand",
+        "CancelRunsCommand",
+        "CreateRunCommand",
+        "FindRunsQuery",
+        "GetRunQuery",
+        "JoinRunStreamCommand",
+        "ListRunMessagesQuery",
+        "ListRunsQuery",
+    ),
+    "runs_es.service.ports": (
+        "RunEventLog",
+        "RunExecutionHandle",
+        "RunExecutionScheduler",
+        "RunRepository",
+        "RunStreamBroker",
+        "RunSupervisor",
+    ),
+    "runs_es.service.views": ("RunMessageView", "RunSnapshot", "RunStreamHandle", "StoredRunEvent", "ThreadSnapshot"),
+    "runs_es.settings": ("Settings",),
+    "runs_es.streams.broker": ("RunStreamEvent",),
+    "runs_projections.wiring": ("Store", "open_store", "open_store_async"),
+}
+_WHERE = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = [
+    "FACT_TYPES",
+    "MAX_PRIORITY",
+    "SYSTEM_THREAD",
+    "TERMINAL_FACTS",
+    "TERMINAL_RUN_STATUSES",
+    "TERMINAL_TOPICS",
+    "ActiveRun",
+    "AssistantId",
+    "AssistantNotFound",
+    "BadSequence",
+    "CancelAction",
+    "CancelPolicy",
     "CancelRunCommand",
+    "CancelRunsCommand",
+    "ConflictError",
     "CreateRunCommand",
+    "CronCreated",
+    "CronDeleted",
+    "CronFact",
+    "CronFired",
+    "CronNotFound",
+    "CronSkipped",
+    "CronUpdated",
+    "DisconnectMode",
+    "EventCategory",
+    "EventRecorded",
+    "EventSeq",
+    "Fact",
+    "FindRunsQuery",
+    "FramesGone",
+    "FunctionExecutor",
     "GetRunQuery",
+    "InvalidRunTransition",
     "JoinRunStreamCommand",
+    "LeaseLost",
+    "LimitExceeded",
     "ListRunMessagesQuery",
     "ListRunsQuery",
-)
-_PORTS = (
+    "MessageRecorded",
+    "MessageRemoved",
+    "MultitaskDecision",
+    "MultitaskPolicy",
+    "MultitaskStrategy",
+    "ProjectionFact",
+    "ProjectionRetried",
+    "ProjectionSkipped",
+    "Provenance",
+    "Recorded",
+    "RequeueCause",
+    "RetryableError",
+    "Run",
+    "RunCancelRequested",
+    "RunCancelled",
+    "RunClaimed",
+    "RunCompleted",
+    "RunCreated",
+    "RunDeleted",
+    "RunDomainError",
+    "RunEnded",
+    "RunEvent",
     "RunEventLog",
     "RunExecutionHandle",
     "RunExecutionScheduler",
+    "RunExecutor",
+    "RunFact",
+    "RunFailed",
+    "RunId",
+    "RunMessageView",
+    "RunNotFound",
+    "RunOutcome",
     "RunRepository",
+    "RunRequeued",
+    "RunScope",
+    "RunSnapshot",
+    "RunStarted",
+    "RunStatus",
     "RunStreamBroker",
+    "RunStreamEvent",
+    "RunStreamHandle",
     "RunSupervisor",
-)
-_VIEWS = ("RunMessageView", "RunSnapshot", "RunStreamHandle", "StoredRunEvent")
-_WHERE = {
-    "RunsApplicationService": "runs_es.service.application",
-    "RunExecutor": "runs_es.execution.protocol",
-    "RunStreamEvent": "runs_es.streams.broker",
-    "Settings": "runs_es.settings",
-    **dict.fromkeys(_COMMANDS, "runs_es.service.commands"),
-    **dict.fromkeys(_PORTS, "runs_es.service.ports"),
-    **dict.fromkeys(_VIEWS, "runs_es.service.views"),
-}
+    "RunsApplicationService",
+    "Settings",
+    "Store",
+    "StoreUnavailable",
+    "StoredRunEvent",
+    "Thread",
+    "ThreadCreated",
+    "ThreadDeleted",
+    "ThreadErased",
+    "ThreadExists",
+    "ThreadId",
+    "ThreadNotFound",
+    "ThreadSnapshot",
+    "ThreadStatus",
+    "ThreadUpdated",
+    "Timeouts",
+    "UnknownTopic",
+    "UnsupportedStrategyError",
+    "UserId",
+    "WriteConflict",
+    "checked_id",
+    "cron_thread",
+    "is_terminal_status",
+    "now",
+    "open_store",
+    "open_store_async",
+    "priority_of",
+    "recorded_priority",
+    "status_after",
+]
+
+if not TYPE_CHECKING:  # or a checker would take any name for one of ours
+
+    def __getattr__(name: str) -> object:
+        from importlib import import_module
+
+        if name not in __all__:
+            raise AttributeError(f"module 'runs_es' has no attribute {name!r}")
+        found = getattr(import_module(_WHERE.get(name, "runs_es.domain")), name)
+        globals()[name] = found
+        return found
 
 
-def __getattr__(name: str) -> Any:
-    if name.startswith("__"):
-        raise AttributeError(name)
-    module = _WHERE.get(name, "runs_es.domain")
-    try:
-        return getattr(import_module(module), name)
-    except AttributeError:
-        raise AttributeError(f"module 'runs_es' has no attribute {name!r}") from None
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -197,7 +197,9 @@ def _left(store: Store, queues: Collection[str], goes_on: Callable[[], bool]) ->
             return sum(
                 count
                 for (assistant_id, graph_id), count in store.runs.due().items()
-                if assistant_id not in external and store.routes.queue_of(assistant_id, graph_id) in queues
+                if assistant_id not in external
+                and store.routes.serves(assistant_id, graph_id)
+                and store.routes.queue_of(assistant_id, graph_id) in queues
             )
         if not goes_on():
             return None

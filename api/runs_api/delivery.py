@@ -15,7 +15,7 @@ from runs_api.errors import ApiError
 from runs_api.joins import Seat
 from runs_api.sse import EventStream
 from runs_api.waiting import ResultWhenEnded
-from runs_es.domain import DisconnectMode, FramesGone, RunDomainError, RunNotFound, ThreadNotFound
+from runs_es.domain import DisconnectMode, FramesGone, RunDomainError, RunEnded, RunNotFound, ThreadNotFound
 from runs_es.execution.omissions import is_omission
 from runs_es.service.commands import CancelRunCommand, CreateRunCommand, GetRunQuery, JoinRunStreamCommand
 from runs_es.service.views import RunSnapshot, RunStreamHandle
@@ -210,7 +210,7 @@ class Delivery:
                         provenance=self._caller.because("the client disconnected (on_disconnect=cancel)"),
                     )
                 )
-            except RunNotFound:
+            except (RunNotFound, RunEnded):
                 return  # it ended first
             except RunDomainError as error:
                 logger.warning("run %s could not be cancelled for the client that left: %s", run_id, error)

@@ -25,6 +25,7 @@ from runs_es.domain import (
     InvalidRunTransition,
     LeaseLost,
     LimitExceeded,
+    RunEnded,
     RunNotFound,
     StoreUnavailable,
     ThreadExists,
@@ -40,6 +41,7 @@ logger = logging.getLogger(__name__)
 RETRY = {"Retry-After": "1"}
 STATUSES: dict[type[Exception], int] = {
     RunNotFound: 404,
+    RunEnded: 404,
     ThreadNotFound: 404,
     AssistantNotFound: 404,
     CronNotFound: 404,

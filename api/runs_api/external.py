@@ -165,7 +165,7 @@ def _claimed(edge: Edge, claimed: Claimed) -> dict[str, Any]:
         "run": _run(run),
         "run_id": run.run_id,
         "thread_id": run.thread_id,
-        "assistant": edge.store.external.assistants.name_of(run.assistant_id),
+        "assistant": edge.store.external.assistants.name_of(run.assistant_id or ""),
         "claim_id": claimed.claim_id,
         "fence": claimed.fence,
         "frames": claimed.frames,

@@ -72,7 +72,7 @@ def _detail(fact: Fact, for_operator: bool) -> str:
     match fact:
         case RunCreated():
             due = f", due {fact.due_at}" if fact.due_at else ""
-            return f"assistant {fact.assistant_id}{due}"
+            return f"assistant {fact.assistant_id or 'none'}{due}"
         case RunClaimed():
             return f"attempt {fact.attempt} by {fact.worker_id}"
         case RunStarted():
@@ -82,7 +82,8 @@ def _detail(fact: Fact, for_operator: bool) -> str:
         case RunCompleted():
             return "waits for a human" if fact.interrupts else ""
         case RunFailed():
-            return f"{fact.status}: {fact.error_type}: {fact.error if for_operator else fact.shown_error}"
+            error = fact.error if for_operator else fact.shown_error
+            return ": ".join(part for part in (fact.status, fact.error_type, error) if part)
         case RunCancelRequested() | RunCancelled():
             return fact.action.value
         case ThreadRestored():

@@ -192,22 +192,6 @@ RESULT: dict[int | str, dict[str, Any]] = {
 }
 
 
-def empty_state() -> dict[str, Any]:
-    """The state of a thread that no graph has written to."""
-    return {
-        "values": {},
-        "next": [],
-        "tasks": [],
-        "metadata": None,
-        "created_at": None,
-        "checkpoint": None,
-        "parent_checkpoint": None,
-        "interrupts": [],
-        "checkpoint_id": None,
-        "parent_checkpoint_id": None,
-    }
-
-
 def thread_body(thread: ThreadSnapshot, values: Any) -> dict[str, Any]:
     """`error` and `interrupts` come with the first run that has ended, `config` with the first run at all."""
     body: dict[str, Any] = {

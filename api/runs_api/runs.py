@@ -30,7 +30,7 @@ from runs_api.requests import (
 )
 from runs_api.responses import ERRORS, RESULT, STREAM, Run, freshness, run_body, selected
 from runs_api.threads import must_see
-from runs_es.domain import CancelAction, RunNotFound
+from runs_es.domain import CancelAction, RunEnded, RunNotFound
 from runs_es.service.commands import CancelRunCommand, GetRunQuery, ListRunsQuery
 
 router = APIRouter(prefix="/threads/{thread_id}/runs", tags=["Runs"], route_class=JsonRoute, responses=ERRORS)
@@ -154,7 +154,7 @@ async def cancel_run(
     )
     try:
         await edge.store.service.cancel(command)
-    except RunNotFound:
+    except (RunNotFound, RunEnded):
         raise ApiError(404, NOTHING_TO_CANCEL) from None
     if not wait:
         return Response(status_code=202)

@@ -34,7 +34,6 @@ from runs_api.responses import (
     Json,
     Thread,
     ThreadState,
-    empty_state,
     freshness,
     pagination,
     selected,
@@ -42,6 +41,7 @@ from runs_api.responses import (
 )
 from runs_es.domain import StoreUnavailable, ThreadExists, ThreadNotFound
 from runs_es.execution.thread_lock import exclusive
+from runs_es.execution.thread_state import empty_state
 from runs_es.service.views import ThreadSnapshot
 
 logger = logging.getLogger(__name__)

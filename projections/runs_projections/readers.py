@@ -26,12 +26,14 @@ from runs_es.domain import (
     ThreadCreated,
     ThreadNotFound,
     WriteConflict,
+    checked_id,
 )
+from runs_es.domain.values import checked_json, names_of
 from runs_es.log.append import ANONYMOUS
 from runs_es.log.decisions import Decision, Decisions
 from runs_es.log.event_log import EventLog
 from runs_es.log.reader import Head
-from runs_es.service.commands import FindRunsQuery, ListRunMessagesQuery, ListRunsQuery
+from runs_es.service.commands import FindRunsQuery, GetRunQuery, ListRunMessagesQuery, ListRunsQuery, check_page
 from runs_es.service.views import RunMessageView, RunSnapshot, StoredRunEvent, ThreadSnapshot
 from runs_projections import store
 from runs_projections.events import fact_event, list_events
@@ -77,7 +79,8 @@ class ProjectedRuns:
 
     def get(self, run_id: str, *, thread_id: str | None = None, user_id: str | None = None) -> Run | None:
         """The run as its facts tell, always current; None when absent, deleted, or another's."""
-        run = find_run(self._reader, run_id, thread_id)
+        query = GetRunQuery(run_id, thread_id, user_id)  # which checks them
+        run = find_run(self._reader, query.run_id, query.thread_id)
         return run if run is not None and may_see(user_id, run.user_id) else None
 
     def list_by_thread(self, query: ListRunsQuery) -> Listed[RunSnapshot]:
@@ -106,6 +109,8 @@ class ProjectedRuns:
         """Append the run's pending facts. Raises WriteConflict when the run changed since it was read, ThreadNotFound
         when there is no such thread.
         """
+        if not isinstance(run, Run):
+            raise TypeError(f"run must be a Run, not {type(run).__name__}")
         pending = run.pull_events()
         if not pending:
             return
@@ -225,11 +230,16 @@ class ProjectedEvents:
     def append(self, events: Sequence[Fact], provenance: Provenance = ANONYMOUS) -> list[StoredRunEvent]:
         """Append facts of one thread.
 
-        Raises ValueError for facts of several, ThreadNotFound and RunNotFound for facts of what is not there,
-        WriteConflict when the thread keeps changing.
+        Raises ValueError for facts of several and for what JSON does not have, ThreadNotFound and RunNotFound for facts
+        of what is not there, WriteConflict when the thread keeps changing.
         """
         if not events:
             return []
+        for fact in events:
+            if not isinstance(fact, Fact):
+                raise TypeError(f"events must be facts, and one is a {type(fact).__name__}")
+            for name, value in vars(fact).items():
+                checked_json(name, value)
         thread_id = events[0].thread_id
         if any(fact.thread_id != thread_id for fact in events):
             raise ValueError("events of one call must be of one thread")
@@ -297,6 +307,10 @@ class ProjectedEvents:
 
         Raises CursorLost.
         """
+        thread_id = checked_id("thread_id", thread_id)
+        run_id = checked_id("run_id", run_id) if run_id is not None else None
+        check_page(limit, before_seq, after_seq)
+        types = names_of("types", types) if types is not None else None
         self._refuse_lost(thread_id, after_seq)
         position = self._reader.last_position(thread_id)
         found = list_events(
@@ -329,6 +343,7 @@ class ProjectedThreads:
 
     def get(self, thread_id: str, user_id: str | None = None) -> ThreadSnapshot | None:
         """The thread, always current: its row, and over it the facts that the row does not know yet."""
+        thread_id = checked_id("thread_id", thread_id)
         row = self._row(thread_id)
         folding: Fold[ThreadRow] = Fold(THREADS, {(thread_id,): row} if row is not None else None)
         for recorded in self._reader.lifecycle(thread_id, row.revision if row is not None else 0)[1]:

@@ -35,7 +35,10 @@ from runs_projections.stored_text import encoded
 
 @dataclass(frozen=True)
 class RunRow:
-    """`metadata`, `kwargs` and `interrupts` are JSON text. `last_seq` and `position` are of the last fact applied."""
+    """`metadata`, `kwargs` and `interrupts` are JSON text. `last_seq` and `position` are of the last fact applied.
+
+    `assistant_id` is empty for a run without an assistant: no id is.
+    """
 
     thread_id: str
     run_id: str
@@ -63,7 +66,7 @@ class RunRow:
         return RunSnapshot(
             run_id=self.run_id,
             thread_id=self.thread_id,
-            assistant_id=self.assistant_id,
+            assistant_id=self.assistant_id or None,
             status=RunStatus(self.status),
             scope=RunScope(self.scope),
             multitask_strategy=MultitaskStrategy(self.multitask_strategy),
@@ -131,7 +134,7 @@ def _created(fact: RunCreated, recorded: Recorded) -> RunRow:
     return RunRow(
         thread_id=fact.thread_id,
         run_id=fact.run_id,
-        assistant_id=fact.assistant_id,
+        assistant_id=fact.assistant_id or "",
         status=RunStatus.PENDING.value,
         scope=fact.scope.value,
         multitask_strategy=fact.multitask_strategy.value,

@@ -9,14 +9,17 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from runs_es.domain import TERMINAL_TOPICS, FramesGone, Run, RunDeleted, ThreadDeleted, ThreadErased
 from runs_es.execution.langgraph.graphs import GraphRegistry
-from runs_es.execution.langgraph.state import GraphStateReader, empty_state
+from runs_es.execution.thread_state import empty_state
 from runs_es.log.reader import LogReader
 from runs_es.service.application import last_values
 from runs_es.streams.cursor import MAX_SEQ
+
+if TYPE_CHECKING:
+    from runs_es.execution.langgraph.state import GraphStateReader
 
 T = TypeVar("T")
 
@@ -86,10 +89,10 @@ class ShownState:
 
 class AssistantStates:
     """States of threads, of whatever kind their assistant is: one that is not a graph has its newest state alone, and
-    no history.
+    no history. `graphs` is None where LangGraph is not installed.
     """
 
-    def __init__(self, registry: GraphRegistry, graphs: GraphStateReader, shown: ShownState) -> None:
+    def __init__(self, registry: GraphRegistry, graphs: GraphStateReader | None, shown: ShownState) -> None:
         self._registry = registry
         self._graphs = graphs
         self._shown = shown
@@ -103,8 +106,8 @@ class AssistantStates:
         checkpoint: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """The newest state, or the one at a checkpoint; an empty one when there is none."""
-        if graph_id is None or self._registry.is_graph(graph_id):
-            return await self._graphs.get(thread_id, graph_id, checkpoint_id, subgraphs, checkpoint)
+        if (graphs := self._of_graph(graph_id)) is not None:
+            return await graphs.get(thread_id, graph_id, checkpoint_id, subgraphs, checkpoint)
         named = checkpoint_id or (checkpoint or {}).get("checkpoint_id")
         return empty_state() if named else await self._shown.get(thread_id) or empty_state()
 
@@ -118,22 +121,27 @@ class AssistantStates:
         checkpoint: Mapping[str, Any] | None = None,
     ) -> list[dict[str, Any]]:
         """The last states, newest first."""
-        if graph_id is None or self._registry.is_graph(graph_id):
-            return await self._graphs.history(thread_id, graph_id, limit, before, metadata, checkpoint)
+        if (graphs := self._of_graph(graph_id)) is not None:
+            return await graphs.history(thread_id, graph_id, limit, before, metadata, checkpoint)
         return []
 
     async def values(
         self, thread_id: str, graph_id: str | None, checkpoint_id: str | None = None
     ) -> dict[str, Any] | None:
         """The newest values; None when no run of the thread has left or shown any."""
-        if graph_id is None or self._registry.is_graph(graph_id):
-            return await self._graphs.values(thread_id, graph_id, checkpoint_id)
+        if (graphs := self._of_graph(graph_id)) is not None:
+            return await graphs.values(thread_id, graph_id, checkpoint_id)
         state = await self._shown.get(thread_id)
         return None if state is None else state["values"]
 
     async def delete(self, thread_id: str) -> None:
         """Forget every checkpoint of the thread."""
-        await self._graphs.delete(thread_id)
+        if self._graphs is not None:
+            await self._graphs.delete(thread_id)
+
+    def _of_graph(self, graph_id: str | None) -> GraphStateReader | None:
+        """The reader of checkpoints, where the assistant keeps such."""
+        return self._graphs if graph_id is None or self._registry.is_graph(graph_id) else None
 
 
 def _state(values: Any, run: Run, *, paused: Run) -> dict[str, Any]:

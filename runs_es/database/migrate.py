@@ -278,7 +278,7 @@ def _migrate_queue(connection: Connection, schema: str) -> list[str]:
 def _has_langgraph() -> bool:
     try:
         return importlib.util.find_spec("langgraph.checkpoint.postgres") is not None
-    except ModuleNotFoundError:
+    except ImportError:
         return False
 
 

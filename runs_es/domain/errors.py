@@ -3,6 +3,7 @@
 ```
 RunDomainError
 ├ InvalidRunTransition        carries current, target
+│ └ RunEnded                  a run that was to be stopped has ended; carries run_id
 ├ ConflictError               the thread is busy
 ├ UnsupportedStrategyError    a multitask strategy or cancel action that is not offered
 ├ RunNotFound, ThreadNotFound, AssistantNotFound, CronNotFound
@@ -32,6 +33,15 @@ class InvalidRunTransition(RunDomainError):
         super().__init__(f"a run that is {current} cannot become {target}")
         self.current = current
         self.target = target
+
+
+class RunEnded(InvalidRunTransition):
+    """A run that was to be stopped has ended already; `current` is how."""
+
+    def __init__(self, run_id: str, current: str) -> None:
+        super().__init__(current, "interrupted")
+        self.args = (f"Run with ID {run_id} has ended ({current}); there is nothing to cancel",)
+        self.run_id = run_id
 
 
 class ConflictError(RunDomainError):

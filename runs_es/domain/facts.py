@@ -19,8 +19,10 @@ from runs_es.domain.values import (
     RunScope,
     RunStatus,
     checked_id,
+    checked_text,
     checked_time,
     copied,
+    now,
 )
 
 MAX_EVENT_TYPE = 32
@@ -32,18 +34,19 @@ _CRON_THREADS = "runs-es.cron."
 
 @dataclass(frozen=True, kw_only=True)
 class Fact:
-    """Something that happened in a thread, at `occurred_at` (ISO 8601 with offset)."""
+    """Something that happened in a thread, at `occurred_at` (ISO 8601 with offset), now if not said."""
 
     topic: ClassVar[str]
+    optional: ClassVar[frozenset[str]] = frozenset()  # identifiers that may be None
     category: EventCategory = field(default=EventCategory.LIFECYCLE, init=False, repr=False, compare=False)
 
     thread_id: str
-    occurred_at: str
+    occurred_at: str = field(default_factory=now)
 
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            if item.name in IDENTIFIERS:
+            if item.name in IDENTIFIERS and not (value is None and item.name in self.optional):
                 self._set(item.name, checked_id(item.name, value))
             elif item.name in _COPIED:
                 self._set(item.name, copied(value))
@@ -78,6 +81,10 @@ class ThreadCreated(Fact):
     topic: ClassVar[str] = "thread.created"
     metadata: Mapping[str, Any] = field(default_factory=dict)
     user_id: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checked_text("user_id", self.user_id)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,10 +158,14 @@ class FactOfAttempt(RunFact):
 
 @dataclass(frozen=True, kw_only=True)
 class RunCreated(RunFact):
-    """A run was asked for. `due_at` (ISO 8601) delays it; `kwargs` is the request as it came."""
+    """A run was asked for. `due_at` (ISO 8601) delays it; `kwargs` is the request as it came.
+
+    Without an `assistant_id` it is for an executor that needs none.
+    """
 
     topic: ClassVar[str] = "run.created"
-    assistant_id: str
+    optional: ClassVar[frozenset[str]] = frozenset({"assistant_id"})
+    assistant_id: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     scope: RunScope = RunScope.STATEFUL
@@ -163,6 +174,13 @@ class RunCreated(RunFact):
     model_name: str | None = None
     user_id: str | None = None
     due_at: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checked_text("user_id", self.user_id)
+        checked_text("model_name", self.model_name)
+        if self.due_at is not None:
+            self._set("due_at", checked_time("due_at", self.due_at))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,7 +257,7 @@ class RunCompleted(RunFact):
 
 @dataclass(frozen=True, kw_only=True)
 class RunFailed(FactOfAttempt):
-    """`status` is error or timeout; `error` is the text, `error_type` the exception's class name.
+    """`status` is error or timeout; `error` is the text, if there is one, `error_type` the exception's class name.
 
     `traceback` is for the operator and never shown to clients. With `error_hidden` they see `shown_error` instead of
     the text. The fact decides this, not a setting: what was shown once is replayed the same under any later setting.
@@ -247,14 +265,14 @@ class RunFailed(FactOfAttempt):
 
     topic: ClassVar[str] = "run.failed"
     status: RunStatus = RunStatus.ERROR
-    error: str = ""
+    error: str | None = None
     error_type: str = "Error"
     traceback: str = ""
     error_hidden: bool = False
 
     @property
-    def shown_error(self) -> str:
-        """The text that clients see."""
+    def shown_error(self) -> str | None:
+        """The text that clients see; None where there is none."""
         return hidden_error(self.run_id) if self.error_hidden else self.error
 
     def __post_init__(self) -> None:

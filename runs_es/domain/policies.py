@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from runs_es.domain.values import CancelAction, MultitaskStrategy
+from runs_es.domain.values import CancelAction, MultitaskStrategy, RunStatus
+
+_IN_FLIGHT = frozenset({RunStatus.PENDING, RunStatus.RUNNING})
 
 
 class MultitaskDecision(StrEnum):
@@ -26,14 +28,18 @@ class MultitaskDecision(StrEnum):
 class MultitaskPolicy:
     """What a new run does when its thread is busy."""
 
-    strategy: MultitaskStrategy
+    strategy: MultitaskStrategy = MultitaskStrategy.ENQUEUE
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "strategy", MultitaskStrategy(self.strategy))
 
     def decide(self, active_runs: Sequence[Any] | int) -> MultitaskDecision:
-        """The decision, given the runs in flight (or their number)."""
-        in_flight = active_runs if isinstance(active_runs, int) else len(active_runs)
-        if not in_flight:
+        """The decision, given the thread's runs, of which only those in flight count, or how many are in flight."""
+        if not isinstance(active_runs, int):
+            active_runs = sum(run.status in _IN_FLIGHT for run in active_runs)
+        if not active_runs:
             return MultitaskDecision.ALLOW
-        match MultitaskStrategy(self.strategy):
+        match self.strategy:
             case MultitaskStrategy.REJECT:
                 return MultitaskDecision.REJECT
             case MultitaskStrategy.ENQUEUE:
@@ -46,8 +52,11 @@ class MultitaskPolicy:
 class CancelPolicy:
     """What cancelling means for the thread's state."""
 
-    action: CancelAction
+    action: CancelAction = CancelAction.INTERRUPT
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "action", CancelAction(self.action))
 
     @property
     def rolls_back_checkpoint(self) -> bool:
-        return CancelAction(self.action) is CancelAction.ROLLBACK
+        return self.action is CancelAction.ROLLBACK

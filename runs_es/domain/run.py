@@ -37,6 +37,9 @@ from runs_es.domain.values import (
     RunStatus,
     ThreadId,
     UserId,
+    checked_json,
+    checked_mapping,
+    checked_text,
     checked_time,
     copied,
     is_terminal_status,
@@ -58,7 +61,7 @@ class Run:
     def __init__(self, created: RunCreated) -> None:
         self.run_id = RunId(created.run_id)
         self.thread_id = ThreadId(created.thread_id)
-        self.assistant_id = AssistantId(created.assistant_id)
+        self.assistant_id = AssistantId(created.assistant_id) if created.assistant_id is not None else None
         self.user_id = UserId(created.user_id) if created.user_id is not None else None
         self.status = RunStatus.PENDING
         self.scope: RunScope = created.scope
@@ -92,7 +95,7 @@ class Run:
         *,
         run_id: str,
         thread_id: str,
-        assistant_id: str,
+        assistant_id: str | None = None,
         scope: RunScope = RunScope.STATEFUL,
         multitask_strategy: MultitaskStrategy = MultitaskStrategy.ENQUEUE,
         on_disconnect: DisconnectMode = DisconnectMode.CONTINUE,
@@ -103,7 +106,13 @@ class Run:
         due_at: str | None = None,
         created_at: str | datetime | None = None,
     ) -> Run:
-        """A pending run with one pending `RunCreated`. Raises ValueError for blank ids or a time without offset."""
+        """A pending run with one pending `RunCreated`.
+
+        Raises ValueError for blank ids, a time without offset, and metadata or kwargs with what JSON does not have.
+        """
+        checked_mapping("metadata", metadata or {})
+        for name, value in (kwargs or {}).items():
+            checked_json(name, value)
         created = RunCreated(
             run_id=run_id,
             thread_id=thread_id,
@@ -171,10 +180,10 @@ class Run:
         twin._pending = []
         return twin
 
-    def pull_events(self) -> list[Fact]:
+    def pull_events(self) -> tuple[Fact, ...]:
         """The facts recorded since the last call; drains them."""
         pending, self._pending = self._pending, []
-        return pending
+        return tuple(pending)
 
     def mark_claimed(self, *, claim_id: str, worker_id: str = "", at: str | datetime | None = None) -> None:
         """A worker takes the pending run for its next attempt."""
@@ -200,7 +209,7 @@ class Run:
 
     def mark_failed(
         self,
-        error: str,
+        error: str | None = None,
         *,
         error_type: str = "Error",
         at: str | datetime | None = None,
@@ -208,13 +217,14 @@ class Run:
         error_hidden: bool = False,
     ) -> None:
         """-> error. `traceback` is for the operator; with `error_hidden` clients do not see the text."""
+        checked_text("error", error)
         if self._must_become(RunStatus.ERROR):
             values = {"traceback": traceback, "error_hidden": error_hidden, "attempt": self.under_way}
             self._record(RunFailed, at, error=error, error_type=error_type, **values)
 
     def mark_timed_out(
         self,
-        error: str = "run timed out",
+        error: str | None = None,
         *,
         error_type: str = "TimeoutError",
         at: str | datetime | None = None,
@@ -222,6 +232,7 @@ class Run:
         error_hidden: bool = False,
     ) -> None:
         """-> timeout, with the parameters of `mark_failed`."""
+        checked_text("error", error)
         if self._must_become(RunStatus.TIMEOUT):
             values = {"traceback": traceback, "error_hidden": error_hidden, "attempt": self.under_way}
             self._record(RunFailed, at, status=RunStatus.TIMEOUT, error=error, error_type=error_type, **values)

@@ -29,6 +29,7 @@ from runs_es.domain.values import (
     RunStatus,
     ThreadId,
     ThreadStatus,
+    checked_mapping,
     copied,
     now,
 )
@@ -68,12 +69,15 @@ class Thread:
         """The fact that makes the thread. A deleted one may be created again. Raises ThreadExists."""
         if self.exists:
             raise ThreadExists(self.thread_id)
+        checked_mapping("metadata", metadata or {})
         return ThreadCreated(
             thread_id=self.thread_id, occurred_at=now(), metadata=dict(metadata or {}), user_id=user_id
         )
 
     def update(self, metadata: Mapping[str, Any]) -> ThreadUpdated:
+        """The fact that merges `metadata` in. Raises ThreadNotFound; ValueError for what JSON does not have."""
         self._must_exist()
+        checked_mapping("metadata", metadata)
         return ThreadUpdated(thread_id=self.thread_id, occurred_at=now(), metadata=dict(metadata))
 
     def delete(self) -> list[Fact]:
@@ -153,7 +157,7 @@ class Thread:
         """Put back a run whose worker is lost. Raises LeaseLost when it is not this claim's any more."""
         run = self.claimed(run_id, claim_id)
         run.requeue(RequeueCause.WORKER_LOST, silent_since=silent_since)
-        return run.pull_events()
+        return list(run.pull_events())
 
     def claimed(self, run_id: str, claim_id: str) -> Run:
         """A copy of the active run, if its last claim is this one. Raises LeaseLost."""
@@ -170,7 +174,7 @@ class Thread:
         """
         if run.is_rolled_back:
             run.mark_deleted()
-        facts = run.pull_events()
+        facts = list(run.pull_events())
         if run.is_terminal and run.scope is RunScope.TEMPORARY_THREAD and self.exists:
             others = [each for each in self.active.values() if each.run_id != run.run_id]
             facts += [fact for each in others for fact in _ended_now(each)]
@@ -265,7 +269,7 @@ def _ended_now(run: Run) -> list[Fact]:
     run = run.copy()
     run.request_cancel()
     run.mark_cancelled()
-    return run.pull_events()
+    return list(run.pull_events())
 
 
 def _too_late(last_ended: Run | None) -> str:

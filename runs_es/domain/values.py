@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -159,6 +161,65 @@ def checked_time(field: str, value: str | datetime) -> str:
         raise ValueError(f"{field} must carry an offset, got {value!r}")
     # Python reads more spellings than others do; what is stored is the common one.
     return value if isinstance(value, str) and _RFC3339.fullmatch(value) else moment.isoformat(timespec="microseconds")
+
+
+def checked_text(field: str, value: object) -> str | None:
+    """`value`, a text or None. Raises ValueError naming `field` for anything else."""
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{field} must be a string or None, not {type(value).__name__}")
+    return value
+
+
+def checked_count(field: str, value: object, least: int = 0) -> None:
+    """Raises ValueError naming `field` unless `value` is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{field} must be a whole number of at least {least}, got {value!r}")
+
+
+def names_of(field: str, value: object) -> tuple[str, ...]:
+    """Several names as given: one text is one name. Raises ValueError naming `field` for what is not texts."""
+    if isinstance(value, str):
+        return (value,)
+    try:
+        names: tuple[object, ...] = tuple(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ValueError(f"{field} must be a string or a list of strings, not {type(value).__name__}") from None
+    texts = tuple(name for name in names if isinstance(name, str))
+    if len(texts) < len(names):
+        raise ValueError(f"{field} must be strings, each one")
+    return texts
+
+
+def checked_mapping(field: str, value: object) -> None:
+    """Raises ValueError naming `field` unless `value` is a mapping of JSON values: see `checked_json`."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{field} must be a mapping, not {type(value).__name__}")
+    checked_json(field, value)
+
+
+def checked_json(field: str, value: object) -> None:
+    """Raises ValueError naming `field` for numbers that JSON does not have, and for nesting without an end.
+
+    An encoder would write null for NaN, which is a loss without a word.
+    """
+    try:
+        _check_numbers(field, value)
+    except RecursionError:
+        raise ValueError(f"{field} is nested too deeply, or holds itself") from None
+
+
+def _check_numbers(field: str, value: object) -> None:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{field} is {value}, which JSON does not have; use None or a text")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(item, str):
+                _check_numbers(f"{field}.{key}", item)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            if not isinstance(item, str):
+                _check_numbers(f"{field}[{index}]", item)
 
 
 def copied(value: Any) -> Any:

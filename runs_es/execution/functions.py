@@ -32,9 +32,11 @@ class FunctionExecutor:
         self._functions = {**functions, **{assistant_id(name): function for name, function in functions.items()}}
         self._known = ", ".join(functions) or "none"
         self._others = others
+        # The names of what it executes; None where others may know more.
+        self.assistants: tuple[str, ...] | None = tuple(functions) if others is None else None
 
     async def execute(self, run: ActiveRun) -> RunOutcome | None:
-        function = self._functions.get(run.run.assistant_id)
+        function = self._functions.get(run.run.assistant_id or "")
         if function is None and self._others is not None:
             return await self._others.execute(run)
         if function is None:

@@ -10,10 +10,11 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 import psycopg
 from procrastinate.jobs import Job, Status
 from procrastinate.manager import JobManager
@@ -37,9 +38,9 @@ select pg_notify('procrastinate_queue_v1#' || queue_name, '{"type": "job_inserte
 _INSERT = """
 insert into procrastinate_jobs (queue_name, task_name, priority, lock, queueing_lock, args, scheduled_at)
 select queue, task, priority, case when due is null then thread end, case when due is null then thread end,
-       jsonb_build_object('thread_id', thread), due
-  from unnest(%(queues)s::text[], %(tasks)s::text[], %(priorities)s::int[], %(threads)s::text[], %(due)s::timestamptz[])
-       as asked (queue, task, priority, thread, due)
+       jsonb_build_object('thread_id', thread, 'assistants', assistants), due
+  from unnest(%(queues)s::text[], %(tasks)s::text[], %(priorities)s::int[], %(threads)s::text[], %(due)s::timestamptz[],
+              %(assistants)s::jsonb[]) as asked (queue, task, priority, thread, due, assistants)
  order by thread
     on conflict (queueing_lock) where status = 'todo'
 """
@@ -49,16 +50,19 @@ select queue, task, priority, case when due is null then thread end, case when d
 ENQUEUE = _INSERT + " do nothing"
 MOVE = f"""
 with placed as (
-  {_INSERT} do update set queue_name = excluded.queue_name, priority = excluded.priority
-   where (procrastinate_jobs.queue_name, procrastinate_jobs.priority) <> (excluded.queue_name, excluded.priority)
+  {_INSERT} do update set queue_name = excluded.queue_name, priority = excluded.priority, args = excluded.args
+   where (procrastinate_jobs.queue_name, procrastinate_jobs.priority, procrastinate_jobs.args)
+         <> (excluded.queue_name, excluded.priority, excluded.args)
   returning queue_name, id, xmax <> 0 moved)
 {_TELL} placed where moved
 """
 
+# Who serves named assistants leaves the jobs of others; one that names none was made before jobs did.
 _FETCH = """
 with candidate as (
   select id from procrastinate_jobs job
    where status = 'todo' and queue_name = any(%(queues)s) and (scheduled_at is null or scheduled_at <= now())
+     and (%(served)s::text[] is null or args -> 'assistants' is null or args -> 'assistants' ?| %(served)s::text[])
      and (lock is null or not exists (
        select from procrastinate_jobs other where other.lock = job.lock and other.status = 'doing'))
    order by priority desc, id limit %(room)s for update skip locked)
@@ -111,6 +115,7 @@ def enqueue_parameters(requests: Sequence[Request]) -> dict[str, Any]:
         "priorities": [2 * each.place.priority + each.begun for each in requests],
         "threads": [each.thread_id for each in requests],
         "due": [each.due for each in requests],
+        "assistants": [orjson.dumps(each.place.assistants).decode() for each in requests],
     }
 
 
@@ -222,11 +227,12 @@ class Deferrals:
 
 class BatchedJobs(JobManager):
     """procrastinate's manager for one worker: it fetches as many jobs as there is room for, and finishes together what
-    ends together. Belongs to one event loop.
+    ends together. Belongs to one event loop. Takes jobs of the assistants `served` alone, of any where that is None.
     """
 
-    def __init__(self, connector: Any) -> None:
+    def __init__(self, connector: Any, served: Collection[str] | None = None) -> None:
         super().__init__(connector)
+        self._served = sorted(served) if served is not None else None
         self.room: Callable[[], int] = lambda: 1
         self._fetched: deque[Job] = deque()
         self._ended: list[int] = []
@@ -235,8 +241,10 @@ class BatchedJobs(JobManager):
     async def fetch_job(self, queues: Iterable[str] | None, worker_id: int) -> Job | None:
         if not self._fetched:
             rows = await self.connector.execute_query_all_async(
-                _FETCH, queues=list(queues or ()), worker=worker_id, room=max(self.room(), 1)
+                _FETCH, queues=list(queues or ()), worker=worker_id, room=max(self.room(), 1), served=self._served
             )
+            for row in rows:
+                row["args"].pop("assistants", None)  # what a job is for is no argument of its task
             jobs = sorted(map(Job.from_row, rows), key=lambda job: (-job.priority, job.id or 0))
             self._fetched.extend(jobs)
         return self._fetched.popleft() if self._fetched else None

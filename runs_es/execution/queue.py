@@ -49,6 +49,7 @@ _CONNECTIONS = 4
 _WAIT_SECONDS = 30.0  # nobody is kept waiting but the worker itself
 _SEND_BACK_SECONDS = 1.0
 _SENT_KEPT = 1024
+_TOLD_KEPT = 1024
 
 
 class _SaidByOutage(logging.Filter):
@@ -103,6 +104,7 @@ class JobQueue:
 
     def __init__(self, url: str, schema: str, *, routes: Routes, locate: Locate) -> None:
         self._routes = routes
+        self._told: set[tuple[str, ...]] = set()
         self._deferrals = Deferrals(url, queue_schema(schema), locate)
 
     def close(self) -> None:
@@ -115,7 +117,19 @@ class JobQueue:
         """
         # Delayed ones come without the lock: one an hour ahead would hold up every later one of its thread.
         place = self._routes.place(run) if run is not None else None
+        if place is not None and not self._routes.serves(*place.assistants):
+            self._say_that_nobody_here_serves(place.assistants)
         self._deferrals.ask(Wanted(thread_id, place, due_at, behind))
+
+    def _say_that_nobody_here_serves(self, assistants: tuple[str, ...]) -> None:
+        """Warn once for each assistant: a misspelt one waits for ever."""
+        if assistants not in self._told and len(self._told) < _TOLD_KEPT:
+            self._told.add(assistants)
+            named = ", ".join(assistants) or "none"
+            known = ", ".join(self._routes.names or ("none",))
+            logger.warning(
+                "assistant %s is not served here: its runs wait for another store. Here are: %s", named, known
+            )
 
 
 class _NewJobs(asyncio.Event):
@@ -168,6 +182,7 @@ class QueueWorker:
         *,
         queues: Collection[str],
         locate: Locate,
+        served: Collection[str] | None = None,
         concurrency: int,
         heartbeat_seconds: float,
         lease_seconds: float,
@@ -181,7 +196,7 @@ class QueueWorker:
         # `configure` is of the connection that listens, which the connector makes beside its pool.
         connector = procrastinate.PsycopgConnector(pool_factory=pool, configure=async_configuring(target, {}))
         self._app = procrastinate.App(connector=connector)
-        self._manager = self._app.job_manager = BatchedJobs(connector)
+        self._manager = self._app.job_manager = BatchedJobs(connector, served)
         self._queues = sorted(map(queue_name, queues))
         self._locate = locate
         self._app.task(name=ADVANCE)(self._advance)

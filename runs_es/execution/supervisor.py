@@ -158,6 +158,7 @@ class WorkerSupervisor:
             worker.advance,
             queues=self._queues,
             locate=self._locate,
+            served=self._routes.served,
             concurrency=settings.concurrency,
             heartbeat_seconds=settings.heartbeat_seconds,
             lease_seconds=settings.lease_seconds,

@@ -494,4 +494,4 @@ def _mark_failed(run: Run, failure: Failure) -> None:
 
 
 def _error_frame(run: Run) -> bytes:
-    return frame("error", orjson.dumps({"error": run.error_type, "message": run.error}))
+    return frame("error", orjson.dumps({"error": run.error_type, "message": run.error or ""}))

@@ -74,6 +74,8 @@ class Codec:
         current = self._versions.get(topic, 1)
         if version != current:
             values = self._raised(topic, values, version, current)
+        if "occurred_at" not in values:  # its default is for new facts, and would be another one at each reading
+            raise ValueError(f"a stored {topic} does not say when it occurred")
         return shape.trusted(values, thread_id) or shape.kind(thread_id=thread_id, **values)
 
     def _raised(self, topic: str, values: dict[str, Any], version: int, current: int) -> dict[str, Any]:
@@ -112,6 +114,8 @@ class _Shape:
             return None
         for name in self._ids:
             text = values[name]
+            if text is None and name in self.kind.optional:
+                continue
             if type(text) is not str or not text or text != text.strip():
                 return None
         for name, members in self._enums:

@@ -28,11 +28,15 @@ from eventsourcing.postgres import PostgresApplicationRecorder, PostgresDatastor
 from eventsourcing.utils import retry
 from psycopg.sql import SQL, Identifier
 
-from runs_es.domain import Fact, Provenance, RunFact
+from runs_es.domain import Fact, Provenance, RunFact, UnknownTopic
 from runs_es.log import append, arrays, codec, session
 from runs_es.log.append import Append, FactItem
 
 _PROVENANCE = ("actor", "reason", "correlation_id", "causation_id")
+_ELSEWHERE = (
+    "Give aggregates of your own a database schema of their own: PERSISTENCE_MODULE=eventsourcing.postgres and another"
+    " POSTGRES_SCHEMA; or record what belongs to a run as an EventRecorded."
+)
 _UNAVAILABLE = (InterfaceError, OperationalError)
 
 
@@ -49,7 +53,9 @@ class FactMapper(Mapper[str]):
     """Facts to stored events and back, through the closed registry of topics."""
 
     def to_stored_event(self, domain_event: DomainEventProtocol[str]) -> StoredEvent:
-        assert isinstance(domain_event, FactEvent)
+        if not isinstance(domain_event, FactEvent):
+            kind = type(domain_event).__qualname__
+            raise TypeError(f"this application records facts of runs (FactEvent), not {kind}. {_ELSEWHERE}")
         return StoredEvent(
             originator_id=domain_event.originator_id,
             originator_version=domain_event.originator_version,
@@ -112,7 +118,7 @@ class FactRecorder(PostgresApplicationRecorder):
             parameters = append.fact_parameters(requests, segment[0], self._lock_key)
             rows = cursor.execute(append.APPEND_FACTS, parameters, prepare=True).fetchall()
             if len(rows) < len(requests):
-                raise IntegrityError("an originator has another version by now")
+                raise IntegrityError(_lost(cursor, requests))
             # Drawn under the append's lock, in the order of the items: one after the other.
             last = max(row[5] for row in rows)
             count = sum(len(request.items) for request in requests)
@@ -171,6 +177,23 @@ class FactRecorder(PostgresApplicationRecorder):
         return row[0] if row else None
 
 
+class StoreRecorder(FactRecorder):
+    """The recorder of applications: it takes facts of this store alone.
+
+    At any other event each read model of the store would stop, since it cannot know what that changes.
+    """
+
+    def insert_events(self, stored_events: Sequence[StoredEvent], **kwargs: Any) -> Sequence[int] | None:
+        """As FactRecorder's. Raises UnknownTopic for an event that is no fact of this store, before any is written."""
+        for event in stored_events:
+            if not codec.is_known(event.topic):
+                raise UnknownTopic(
+                    f"{event.topic!r} is no fact of this store, and its read models would stop. {_ELSEWHERE}"
+                )
+        positions: Sequence[int] | None = super().insert_events(stored_events, **kwargs)
+        return positions
+
+
 class FactAggregateRecorder(FactRecorder):
     """The same without notification ids: what the library calls an aggregate recorder."""
 
@@ -182,7 +205,7 @@ class FactAggregateRecorder(FactRecorder):
 class FactsFactory(postgres.PostgresFactory):
     """The library's factory over our recorder. The names of the environment are the library's (`POSTGRES_…`)."""
 
-    application_recorder_class = FactRecorder
+    application_recorder_class = StoreRecorder
 
 
 class FactApplication(Application[str]):
@@ -215,6 +238,19 @@ def _requests(stored_events: Sequence[StoredEvent], provenance: Provenance) -> t
         request.items.append(_item(event, thread_id, provenance))
         places.setdefault(thread_id, []).append(place)
     return list(requests.values()), [place for each in places.values() for place in each]
+
+
+def _lost(cursor: psycopg.Cursor[Any], requests: Sequence[Append]) -> str:
+    """Which originator stands at another version than was stated, and what its next one is."""
+    threads = [request.thread_id for request in requests]
+    found = cursor.execute("select thread_id, revision from heads where thread_id = any(%s)", (threads,)).fetchall()
+    revisions = dict(found)
+    for request in requests:
+        following = revisions.get(request.thread_id, 0)
+        if request.expected != following:
+            begins = "; versions begin at 0 here: give the aggregate INITIAL_VERSION = 0" if not following else ""
+            return f"the next version of originator {request.thread_id} is {following}, not {request.expected}{begins}"
+    return "an originator had another version a moment ago"
 
 
 def _item(event: StoredEvent, thread_id: str, provenance: Provenance) -> FactItem:

@@ -6,7 +6,6 @@ knows the log, the streams and its ports; HTTP, queues and read models are other
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextvars import copy_context
@@ -34,6 +33,7 @@ from runs_es.domain import (
     Thread,
     ThreadUpdated,
     Timeouts,
+    checked_id,
     now,
     priority_of,
 )
@@ -52,10 +52,10 @@ from runs_es.service.commands import (
     ListRunMessagesQuery,
     ListRunsQuery,
 )
-from runs_es.service.ports import RunEventLog, RunExecutionScheduler, RunRepository
+from runs_es.service.ports import BlockingRunEventLog, BlockingRunRepository, WorkQueue
 from runs_es.service.views import RunMessageView, RunSnapshot, RunStreamHandle
 from runs_es.streams.broker import RunStreamEvent, stream_events
-from runs_es.streams.cursor import End, Gap, RunStreams, parse_cursor
+from runs_es.streams.cursor import End, Gap, RunStreams, check_heartbeat, in_thread, parse_cursor
 
 T = TypeVar("T")
 
@@ -76,9 +76,9 @@ class RunsApplicationService:
         decisions: Decisions,
         reader: LogReader,
         streams: RunStreams,
-        runs: RunRepository,
-        events: RunEventLog,
-        scheduler: RunExecutionScheduler,
+        runs: BlockingRunRepository,
+        events: BlockingRunEventLog,
+        queue: WorkQueue,
         threads: Executor,
     ) -> None:
         self._decisions = decisions
@@ -86,9 +86,9 @@ class RunsApplicationService:
         self._streams = streams
         self._runs = runs
         self._events = events
-        self._scheduler = scheduler
+        self._queue = queue
         self._threads = threads
-        self._cancellation = Cancellation(decisions, runs, scheduler)
+        self._cancellation = Cancellation(decisions, runs, queue)
         # Deletes what executors keep of a thread that is gone; called before its id is used again.
         self.forget: Callable[[str], None] = lambda _: None
         # Raises ValueError for a `webhook` that nothing can be sent to.
@@ -115,6 +115,7 @@ class RunsApplicationService:
         self, command: CreateRunCommand, *, heartbeat_interval: float = 15.0
     ) -> RunStreamHandle:
         """As `create_background`, and open its stream from the start."""
+        check_heartbeat(heartbeat_interval)
         created = await self.create_background(command)
         return await self._open(created.thread_id, created.run_id, 0, heartbeat_interval)
 
@@ -130,7 +131,7 @@ class RunsApplicationService:
         return await self._open(run.thread_id, run.run_id, after, command.heartbeat_interval)
 
     async def cancel(self, command: CancelRunCommand) -> RunSnapshot:
-        """Stop a run that has not ended. Raises RunNotFound also for one that has.
+        """Stop a run that has not ended. Raises RunNotFound, and RunEnded for one that has.
 
         One that is rolled back is absent from then on; what comes back is then the run as it was found.
         """
@@ -172,7 +173,8 @@ class RunsApplicationService:
     # --- beyond the eight: waiting, deleting, threads ---
 
     async def ended(self, thread_id: str, run_id: str) -> int:
-        """Wait until the run has ended; the seq of its terminal fact."""
+        """Wait until the run has ended; the seq of its terminal fact. Raises RunNotFound, StoreUnavailable."""
+        thread_id, run_id = checked_id("thread_id", thread_id), checked_id("run_id", run_id)
         stream = await self._streams.open(thread_id, run_id)
         if stream.ended_at is not None:
             stream.release()
@@ -199,7 +201,8 @@ class RunsApplicationService:
 
     async def delete_run(self, thread_id: str, run_id: str, *, user_id: str | None, provenance: Provenance) -> None:
         """Take the run out of every read model; one that has not ended is cancelled first. Raises RunNotFound."""
-        run = await self._call(self._visible, run_id, thread_id, user_id)
+        query = GetRunQuery(run_id, thread_id, user_id)  # which checks them
+        run = await self._call(self._visible, query.run_id, query.thread_id, query.user_id)
         await self._call(self._delete_run, run, provenance)
 
     async def create_thread(
@@ -210,11 +213,13 @@ class RunsApplicationService:
         user_id: str | None = None,
         provenance: Provenance = ANONYMOUS,
     ) -> str:
-        """Make a thread; returns its id. Raises ThreadExists."""
-        return await self._call(self._create_thread, thread_id or new_id(), metadata or {}, user_id, provenance)
+        """Make a thread; returns its id. Raises ThreadExists; ValueError for metadata that cannot be JSON."""
+        thread_id = checked_id("thread_id", thread_id) if thread_id is not None else new_id()
+        return await self._call(self._create_thread, thread_id, metadata or {}, user_id, provenance)
 
     async def update_thread(self, thread_id: str, metadata: dict[str, Any], *, provenance: Provenance) -> None:
-        """Merge `metadata` into the thread's. Raises ThreadNotFound."""
+        """Merge `metadata` into the thread's. Raises ThreadNotFound; ValueError for what cannot be JSON."""
+        thread_id = checked_id("thread_id", thread_id)
         await self._call(
             lambda: self._decisions.make(
                 thread_id, lambda thread, _: Decision([thread.update(metadata)]), provenance=provenance
@@ -223,7 +228,7 @@ class RunsApplicationService:
 
     async def delete_thread(self, thread_id: str, *, provenance: Provenance) -> None:
         """Cancel what runs in it and take the thread out of every read model. Raises ThreadNotFound."""
-        await self._call(self._delete_thread, thread_id, provenance)
+        await self._call(self._delete_thread, checked_id("thread_id", thread_id), provenance)
 
     # --- the synchronous halves ---
 
@@ -249,7 +254,7 @@ class RunsApplicationService:
         run = Run(created)
         # Where it took the place of others, their job may wait elsewhere: then it is looked up where the next belongs.
         alone = all(getattr(fact, "run_id", run_id) == run_id for fact in decided.facts)
-        self._scheduler.wake(thread_id, due_at=created.due_at, run=run if alone else None, behind=alone and behind[0])
+        self._queue.wake(thread_id, due_at=created.due_at, run=run if alone else None, behind=alone and behind[0])
         return RunSnapshot.from_run(run)
 
     def _made_before(self, thread_id: str, key: str | None) -> RunSnapshot:
@@ -305,7 +310,7 @@ class RunsApplicationService:
             return Decision(thread.delete_run(seen.run_id))
 
         self._decisions.make(seen.thread_id, decide, provenance=provenance)
-        self._scheduler.wake(seen.thread_id)
+        self._queue.wake(seen.thread_id)
 
     def _create_thread(
         self, thread_id: str, metadata: dict[str, Any], user_id: str | None, provenance: Provenance
@@ -363,8 +368,7 @@ class RunsApplicationService:
         return run
 
     async def _call(self, function: Callable[..., T], *arguments: object) -> T:
-        call = partial(copy_context().run, function, *arguments)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        return await in_thread(self._threads, partial(copy_context().run, function, *arguments))
 
 
 def last_values(reader: LogReader, thread_id: str, run_id: str, first: int, last: int) -> Any:

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
-from runs_es.domain import CancelAction, Provenance, Run, RunNotFound, RunStatus, Thread
+from runs_es.domain import CancelAction, Provenance, Run, RunEnded, RunNotFound, RunStatus, Thread
 from runs_es.log.decisions import Decision, Decisions
 from runs_es.log.reader import Head
 from runs_es.service.commands import CancelRunsCommand
-from runs_es.service.ports import RunExecutionScheduler, RunRepository
+from runs_es.service.ports import BlockingRunRepository, WorkQueue
 
 
 class Cancellation:
     """Synchronous. Which runs are meant is decided on each thread as it is when its cancels are appended."""
 
-    def __init__(self, decisions: Decisions, runs: RunRepository, scheduler: RunExecutionScheduler) -> None:
+    def __init__(self, decisions: Decisions, runs: BlockingRunRepository, queue: WorkQueue) -> None:
         self._decisions = decisions
         self._runs = runs
-        self._scheduler = scheduler
+        self._queue = queue
 
     def of_runs(self, thread_id: str, run_ids: Collection[str], action: CancelAction, provenance: Provenance) -> None:
-        """Cancel those of these runs that have not ended. Raises RunNotFound when all have."""
+        """Cancel those of these runs that have not ended. Raises RunEnded when all have, RunNotFound when gone."""
         wanted = frozenset(run_ids)
-        if not self._cancel(thread_id, lambda run: run.run_id in wanted, action, provenance):
-            raise RunNotFound(", ".join(sorted(wanted)))
+        if self._cancel(thread_id, lambda run: run.run_id in wanted, action, provenance):
+            return
+        for run_id in sorted(wanted):
+            if (run := self._runs.get(run_id, thread_id=thread_id)) is not None:
+                raise RunEnded(run_id, run.status)
+        raise RunNotFound(", ".join(sorted(wanted)))
 
     def several(self, command: CancelRunsCommand) -> int:
         """Cancel what the command means; how many runs that were."""
@@ -55,5 +59,5 @@ class Cancellation:
         waited = [run for run in found if not run.under_way]
         # To roll back what an earlier attempt left is a worker's work; and what comes next may be for another queue.
         if (waited and others) or (action is CancelAction.ROLLBACK and any(run.attempt for run in waited)):
-            self._scheduler.wake(thread_id)
+            self._queue.wake(thread_id)
         return len(found)

@@ -30,9 +30,11 @@ from runs_es.domain import (
     ThreadNotFound,
     UnsupportedStrategyError,
     WriteConflict,
+    checked_id,
     cron_thread,
     now,
 )
+from runs_es.domain.values import checked_mapping
 from runs_es.log.append import ANONYMOUS
 from runs_es.log.event_log import EventLog
 from runs_es.service.commands import CreateRunCommand
@@ -130,6 +132,9 @@ class Crons:
         schedule = self._schedule(new.schedule, new.timezone)
         _check_end(new.end_time)
         self._check_payload(new.payload)
+        checked_mapping("metadata", new.metadata)
+        if new.run_thread_id is not None:
+            checked_id("run_thread_id", new.run_thread_id)
         if self._reader.owned(new.user_id) >= self._settings.max_crons_per_user:
             raise ValueError(
                 f"there are {self._settings.max_crons_per_user} crons already (RUNS_ES_MAX_CRONS_PER_USER); delete one"
@@ -171,6 +176,7 @@ class Crons:
             if not changes:
                 return cron
             self._check_payload(changes.get("payload") or {})
+            checked_mapping("metadata", changes.get("metadata") or {})
             fact = CronUpdated(
                 thread_id=cron_thread(cron_id),
                 occurred_at=now(),
@@ -226,6 +232,7 @@ class Crons:
         return _next(schedule, datetime.now(UTC), end)
 
     def _check_payload(self, payload: Mapping[str, Any]) -> None:
+        checked_mapping("payload", payload)
         if payload.get("webhook") is not None:
             self._check_webhook(payload["webhook"])
 

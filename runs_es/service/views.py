@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from runs_es.domain import MultitaskStrategy, Run, RunScope, RunStatus
@@ -11,23 +11,24 @@ from runs_es.streams.broker import RunStreamEvent
 from runs_es.streams.cursor import RunStream
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class RunSnapshot:
     """A run as it stood when read."""
 
     run_id: str
     thread_id: str
-    assistant_id: str
-    status: RunStatus
-    scope: RunScope
-    multitask_strategy: MultitaskStrategy
-    metadata: dict[str, Any]
-    kwargs: dict[str, Any]
-    created_at: str
-    updated_at: str
+    assistant_id: str | None = None
+    status: RunStatus = RunStatus.PENDING
+    metadata: dict[str, Any] = field(default_factory=dict)
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    created_at: str = ""
+    updated_at: str = ""
     error: str | None = None
-    error_type: str | None = None
     model_name: str | None = None
+    _: KW_ONLY
+    scope: RunScope = RunScope.STATEFUL
+    multitask_strategy: MultitaskStrategy = MultitaskStrategy.ENQUEUE
+    error_type: str | None = None
     user_id: str | None = None
     attempt: int = 0
     interrupts: dict[str, Any] = field(default_factory=dict)
@@ -71,7 +72,7 @@ class ThreadSnapshot:
     state_updated_at: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class RunMessageView:
     """One message. `seq` is its fact's, and the cursor of lists and streams."""
 
@@ -79,9 +80,9 @@ class RunMessageView:
     run_id: str
     seq: int
     event_type: str
-    content: Any
-    metadata: dict[str, Any]
-    created_at: str
+    content: Any = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    created_at: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ class StoredRunEvent(RunMessageView):
     category: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class RunStreamHandle:
     """An open stream: iterate `events`, or take `stream` to have the bytes. Unless iterated, call `stream.release`."""
 

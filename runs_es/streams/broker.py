@@ -1,16 +1,17 @@
-"""Streams as events rather than bytes, and the broker of one run: publish, subscribe, clean up; backed by the log."""
+"""Streams as events rather than bytes, and their broker: publish, subscribe, clean up; backed by the log."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import orjson
 
+from runs_es.domain import LeaseLost, RunNotFound, checked_id
 from runs_es.log.pages import data_of, event_of
-from runs_es.streams.cursor import End, Frames, Gap, Heartbeat, RunStream, RunStreams, parse_cursor
+from runs_es.streams.cursor import End, Frames, Gap, Heartbeat, RunStream, RunStreams, check_heartbeat, parse_cursor
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,48 +42,65 @@ async def stream_events(stream: RunStream) -> AsyncIterator[RunStreamEvent]:
 
 
 class FramePublisher(Protocol):
-    """Where a broker's frames go: the active attempt of the run."""
+    """Where the frames of a run go while it is executed in this process. Called from any event loop."""
 
-    async def publish(self, event: str, data: Any) -> None: ...
+    async def publish(self, event: str, data: Any) -> None:
+        """Append one frame."""
 
-    async def flush(self) -> None: ...
+    async def flush(self) -> None:
+        """Return once all frames are committed."""
 
 
 class LogRunStreamBroker:
-    """The stream of one run. Subscribing needs no publisher; publishing is for whoever executes the run."""
+    """Streams of runs by their id. Anybody may subscribe; only while a run is executed here can be published to it.
 
-    def __init__(
-        self, streams: RunStreams, thread_id: str, run_id: str, publisher: FramePublisher | None = None
-    ) -> None:
+    `publisher_of` answers None for a run that is not executed in this process.
+    """
+
+    def __init__(self, streams: RunStreams, publisher_of: Callable[[str], FramePublisher | None]) -> None:
         self._streams = streams
-        self._thread_id = thread_id
-        self._run_id = run_id
-        self._publisher = publisher
+        self._publisher_of = publisher_of
 
-    async def publish(self, event: str, data: Any) -> None:
+    async def publish(self, run_id: str, event: str, data: Any) -> None:
         """Append one frame. Raises LeaseLost when the run is not this process's to write."""
-        await self._must_publish().publish(event, data)
+        await self._publisher(run_id).publish(event, data)
 
-    async def publish_terminal(self, event: str = "end") -> None:
-        """Make everything published durable. The end itself is the run's terminal fact, rendered as `end`."""
-        if event != "end":
-            raise ValueError(f"the terminal event of a stream is end, not {event}")
-        await self._must_publish().flush()
+    async def publish_terminal(self, run_id: str, *, event: str = "end", data: Any = None) -> None:
+        """Make everything published durable. The end itself is the run's terminal fact, rendered as `end` without data.
+
+        Raises ValueError for another event or data, LeaseLost as `publish`.
+        """
+        if event != "end" or data is not None:
+            raise ValueError("the terminal event of a stream is `end`, without data: publish others before it")
+        await self._publisher(run_id).flush()
 
     async def subscribe(
-        self, last_event_id: str | None = None, heartbeat_interval: float = 15.0
+        self, run_id: str, *, last_event_id: str | None = None, heartbeat_interval: float = 15.0
     ) -> AsyncIterator[RunStreamEvent]:
-        """The run's events after an id, from the start for None, then live, until `end`. Raises RunNotFound."""
+        """The run's events after an id, from the start for None, then live, until `end` or `gap`.
+
+        Raises RunNotFound, BadSequence; TypeError for an id that is no text.
+        """
         after = parse_cursor(last_event_id)
-        stream = await self._streams.open(self._thread_id, self._run_id, after, heartbeat=heartbeat_interval)
+        check_heartbeat(heartbeat_interval)
+        thread_id = await self._streams.call(self._thread_of, checked_id("run_id", run_id))
+        stream = await self._streams.open(thread_id, run_id.strip(), after, heartbeat=heartbeat_interval)
         async for event in stream_events(stream):
             yield event
 
-    async def cleanup(self, delay: float = 0.0) -> None:
-        """Nothing is lost: the log keeps the stream, and memory goes with the last subscriber."""
+    async def cleanup(self, run_id: str, *, delay: float = 0) -> None:
+        """Wait `delay` seconds. The log keeps the stream, and its memory goes with the last subscriber."""
+        checked_id("run_id", run_id)
         await asyncio.sleep(delay)
 
-    def _must_publish(self) -> FramePublisher:
-        if self._publisher is None:
-            raise ValueError(f"run {self._run_id} is not executed here: this broker can only be subscribed to")
-        return self._publisher
+    def _thread_of(self, run_id: str) -> str:
+        facts = self._streams.reader.run_facts(run_id)
+        if not facts:
+            raise RunNotFound(run_id)
+        return facts[-1].fact.thread_id
+
+    def _publisher(self, run_id: str) -> FramePublisher:
+        found = self._publisher_of(checked_id("run_id", run_id))
+        if found is None:
+            raise LeaseLost(f"run {run_id} is not executed by this store: only what executes it may publish")
+        return found

@@ -15,7 +15,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from runs_es.domain import TERMINAL_TOPICS, BadSequence, RunNotFound
+from runs_es.domain import TERMINAL_TOPICS, BadSequence, RunNotFound, StoreUnavailable
 from runs_es.log.pages import RAW, event_of
 from runs_es.log.reader import READ_BYTES, Head, LogReader, Row, RunBounds
 from runs_es.streams.hub import Channel, Hub
@@ -31,8 +31,22 @@ _CURSOR = re.compile(r"(-1|[0-9]{1,19})(-0|-\*)?", re.ASCII)
 _ALWAYS_SHOWN = frozenset({"metadata", "error"})
 
 
+def check_cursor_type(last_event_id: object) -> None:
+    """Raises TypeError for a Last-Event-ID that is neither a text nor None."""
+    if last_event_id is not None and not isinstance(last_event_id, str):
+        kind = type(last_event_id).__name__
+        raise TypeError(f'last_event_id must be a string as events carry it, such as "3", not {kind}')
+
+
+def check_heartbeat(seconds: object) -> None:
+    """Raises ValueError for an interval between heartbeats that is no positive number of seconds."""
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+        raise ValueError(f"heartbeat_interval must be a number of seconds above 0, got {seconds!r}")
+
+
 def parse_cursor(text: str | None) -> int:
     """A Last-Event-ID as a seq: 0 for none, `-1` and `0`. Raises BadSequence for anything that is no cursor."""
+    check_cursor_type(text)
     if text is None:
         return 0
     match = _CURSOR.fullmatch(text)
@@ -133,6 +147,15 @@ def first_bytes(rows: list[Row], most: int) -> list[Row]:
     return rows
 
 
+async def in_thread(threads: Executor, function: Callable[..., T], *arguments: object) -> T:
+    """Call what blocks in one of `threads`. Raises StoreUnavailable once they are shut down, as a store closes."""
+    try:
+        calling = asyncio.get_running_loop().run_in_executor(threads, function, *arguments)
+    except RuntimeError as error:
+        raise StoreUnavailable("the store is closed") from error
+    return await calling
+
+
 class RunStreams:
     """Opens streams of runs. `threads` runs the blocking reads."""
 
@@ -211,8 +234,8 @@ class RunStreams:
         self._hub.release(channel)
 
     async def call(self, function: Callable[..., T], *arguments: object) -> T:
-        """Call what blocks in one of the threads."""
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+        """Call what blocks in one of the threads. Raises StoreUnavailable once the store is closed."""
+        return await in_thread(self._threads, function, *arguments)
 
 
 class RunStream:

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from runs_api.responses import empty_state
 from runs_es.execution.langgraph.graphs import GraphRegistry
+from runs_es.execution.thread_state import empty_state
 from runs_es.settings import Settings
 from runs_projections.freshness import Listed
 from runs_projections.wiring import Store

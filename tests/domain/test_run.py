@@ -60,7 +60,7 @@ def test_a_new_run_is_pending_and_says_so_once() -> None:
     (created,) = run.pull_events()
     assert isinstance(created, RunCreated)
     assert (created.assistant_id, created.metadata, created.occurred_at) == ("agent", {"a": 1}, AT)
-    assert run.pull_events() == []
+    assert run.pull_events() == ()
 
 
 def test_a_run_goes_from_pending_over_running_to_success() -> None:
@@ -94,7 +94,7 @@ def test_to_the_same_status_nothing_happens() -> None:
     run.mark_completed(at=AT)
     run.pull_events()
     run.mark_completed(at=LATER)
-    assert (run.pull_events(), run.updated_at) == ([], AT)
+    assert (run.pull_events(), run.updated_at) == ((), AT)
 
 
 def test_a_pending_run_cannot_succeed() -> None:

@@ -2,12 +2,12 @@
 
 import asyncio
 
-from runs_es import CreateRunCommand, ListRunMessagesQuery, Settings
-from runs_es.execution import ActiveRun
-from runs_projections import open_store
+from runs_es import ActiveRun, CreateRunCommand, ListRunMessagesQuery, Settings, open_store_async
 
 
 class Parrot:
+    assistants = ("parrot",)  # it takes no other runs
+
     async def execute(self, run: ActiveRun) -> None:
         said = ""
         for word in str(run.run.kwargs["input"]).split():
@@ -18,7 +18,7 @@ class Parrot:
 
 
 async def main() -> None:
-    with open_store(Settings(), executor=Parrot()) as store:
+    async with open_store_async(Settings(), executor=Parrot()) as store:
         command = CreateRunCommand(thread_id="t1", create_thread=True, assistant_id="parrot", input="hello there")
         handle = await store.service.create_and_stream(command)
         async for event in handle.events:

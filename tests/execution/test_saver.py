@@ -17,7 +17,8 @@ from runs_es.domain import LeaseLost
 from runs_es.execution.langgraph.executor import LangGraphExecutor
 from runs_es.execution.langgraph.graphs import GraphRegistry, assistant_id
 from runs_es.execution.langgraph.saver import MAX_WAITING, CheckpointPool, FencedPostgresSaver, open_checkpoint_pool
-from runs_es.execution.langgraph.state import GraphStateReader, empty_state
+from runs_es.execution.langgraph.state import GraphStateReader
+from runs_es.execution.thread_state import empty_state
 from runs_es.log.locks import thread_lock_key
 from tests.acceptance.questions.graphs import in_one_node
 from tests.execution.recorded_run import RecordedRun

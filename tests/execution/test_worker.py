@@ -19,6 +19,7 @@ from runs_es.domain import (
     DisconnectMode,
     LeaseLost,
     Provenance,
+    RunEnded,
     RunNotFound,
     RunScope,
     RunStatus,
@@ -225,7 +226,7 @@ async def test_a_cancelled_run_is_interrupted_and_the_log_says_who_and_why(setti
         names = [event for _, event, _ in await events_of(store, run.run_id)]
         assert names == ["metadata", "custom", "end"]
         assert len(scripted.tried_after_cancel) == 1, "nothing may be written after the cancel"
-        with pytest.raises(RunNotFound):
+        with pytest.raises(RunEnded, match="has ended"):
             await store.service.cancel(CancelRunCommand(run_id=run.run_id))
 
     await within(settings, body)

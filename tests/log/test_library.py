@@ -7,6 +7,7 @@ that the recorders are the stock classes; our tables are the migrations').
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -15,12 +16,14 @@ from typing import Any
 import eventsourcing.tests.persistence as suites
 import pytest
 from eventsourcing.application import Application
+from eventsourcing.domain import Aggregate, event
 from eventsourcing.persistence import IntegrityError, StoredEvent, Tracking
 from eventsourcing.popo import POPOTrackingRecorder
 from eventsourcing.postgres import PostgresDatastore
 from eventsourcing.projection import ApplicationSubscription, Projection, ProjectionRunner
 from psycopg import conninfo
 
+from runs_es import Settings, open_store
 from runs_es.domain import Run, ThreadCreated, UnknownTopic, now
 from runs_es.log.event_log import EventLog
 from runs_es.log.library import FactAggregateRecorder, FactApplication, FactEvent, FactMapper, FactRecorder
@@ -194,6 +197,41 @@ def test_a_topic_that_is_not_registered_is_refused_not_imported(application: Fac
     assert isinstance(mapper, FactMapper)
     with pytest.raises(UnknownTopic, match="os:system"):
         mapper.to_domain_event(StoredEvent("t", 0, "os:system", b"{}"))
+
+
+class Order(Aggregate):
+    INITIAL_VERSION = 0
+
+    @event("Placed")
+    def __init__(self) -> None:
+        self.paid = False
+
+
+class Shop(Application[uuid.UUID]):
+    """An application of somebody's own that was pointed at the store's persistence module."""
+
+
+def test_an_aggregate_of_ones_own_is_refused_and_no_read_model_stops(database_url: str, settings: Settings) -> None:
+    env = {**library_environment(database_url), "PERSISTENCE_MODULE": "runs_es.log.library", "CREATE_TABLE": "no"}
+    with Shop(env=env) as shop, pytest.raises(UnknownTopic, match=r"Order\.Placed' is no fact of this store"):
+        shop.save(Order())
+    with open_store(settings, work=False) as store:
+        assert store.log.reader.last_position() == 0
+        asyncio.run(store.service.create_thread("t"))
+        assert [each.thread_id for each in store.threads.search()] == ["t"]
+
+
+def test_an_application_of_facts_says_so_to_what_is_none(application: FactApplication) -> None:
+    with pytest.raises(TypeError, match=r"records facts of runs \(FactEvent\), not Order.Placed"):
+        application.save(Order())  # type: ignore[arg-type]
+
+
+def test_a_version_that_is_not_the_next_one_is_told_which_is(application: FactApplication) -> None:
+    with pytest.raises(IntegrityError, match="next version of originator t is 0, not 1; versions begin at 0 here"):
+        application.save(FactEvent("t", 1, thread_created("t")))
+    application.save(FactEvent("t", 0, thread_created("t")))
+    with pytest.raises(IntegrityError, match=r"next version of originator t is 1, not 3$"):
+        application.save(FactEvent("t", 3, thread_created("t")))
 
 
 def test_conflicting_saves_of_one_version_let_exactly_one_win(application: FactApplication) -> None:

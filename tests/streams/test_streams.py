@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runs_es.domain import BadSequence, Fact, Run, RunNotFound, RunStatus, ThreadCreated, now
+from runs_es.domain import BadSequence, Fact, LeaseLost, Run, RunNotFound, RunStatus, ThreadCreated, now
 from runs_es.log import retention, segments, session
 from runs_es.log.append import PAGE_TOPIC, Appended
 from runs_es.log.event_log import EventLog
@@ -314,24 +314,29 @@ async def test_closing_ends_streams_without_an_end(house: House) -> None:
 
 
 @asynccontextmanager
-async def subscribed(broker: LogRunStreamBroker, after: str | None) -> AsyncIterator[list[tuple[str, str]]]:
-    yield [(event.id, event.event) async for event in broker.subscribe(after)]
+async def subscribed(
+    broker: LogRunStreamBroker, run_id: str, after: str | None
+) -> AsyncIterator[list[tuple[str, str]]]:
+    yield [(event.id, event.event) async for event in broker.subscribe(run_id, last_event_id=after)]
 
 
 async def test_the_broker_replays_and_ends(house: House) -> None:
     recording = Recording(house.log)
     recording.publish(2, "values")
     end = recording.finish()
-    broker = LogRunStreamBroker(house.streams, recording.thread_id, recording.run.run_id)
-    async with subscribed(broker, None) as all_of_it:
+    run_id = recording.run.run_id
+    broker = LogRunStreamBroker(house.streams, lambda _: None)
+    async with subscribed(broker, run_id, None) as all_of_it:
         assert [name for _, name in all_of_it] == ["metadata", "values", "values", "end"]
-    async with subscribed(broker, str(end - 1)) as last:
+    async with subscribed(broker, run_id, str(end - 1)) as last:
         assert last == [(str(end), "end")]
-    await broker.cleanup()
-    async with subscribed(broker, "-1") as again:
+    await broker.cleanup(run_id)
+    async with subscribed(broker, run_id, "-1") as again:
         assert again == all_of_it
-    with pytest.raises(ValueError, match="not executed here"):
-        await broker.publish("custom", 1)
+    with pytest.raises(LeaseLost, match="not executed by this store"):
+        await broker.publish(run_id, "custom", 1)
+    with pytest.raises(RunNotFound):
+        await anext(broker.subscribe("no such run"))
 
 
 @pytest.mark.parametrize(

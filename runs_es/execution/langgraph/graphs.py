@@ -103,6 +103,11 @@ class GraphRegistry:
         return cls(configuration.sources, configuration.external, open_seconds=open_seconds)
 
     @classmethod
+    def empty(cls) -> GraphRegistry:
+        """No assistants, until external ones are added."""
+        return cls({})
+
+    @classmethod
     def demo(cls) -> GraphRegistry:
         """The demo agent that comes with this package, called `agent`."""
         return cls(demo_sources(_DEMO))

@@ -18,6 +18,7 @@ from runs_es.domain.facts import hidden_error
 from runs_es.execution.langgraph.encoding import plain
 from runs_es.execution.langgraph.graphs import GraphRegistry, over
 from runs_es.execution.langgraph.saver import CheckpointPool
+from runs_es.execution.thread_state import empty_state
 
 if TYPE_CHECKING:
     from runs_es.execution.langgraph.graphs import Graph
@@ -127,22 +128,6 @@ class GraphStateReader:
 
     async def _graph(self, graph_id: str) -> Graph:
         return over(await self._registry.look_at(graph_id), AsyncPostgresSaver(self._pool))
-
-
-def empty_state() -> dict[str, Any]:
-    """The state of a thread that no run has written to."""
-    return {
-        "values": {},
-        "next": [],
-        "tasks": [],
-        "metadata": None,
-        "created_at": None,
-        "checkpoint": None,
-        "parent_checkpoint": None,
-        "interrupts": [],
-        "checkpoint_id": None,
-        "parent_checkpoint_id": None,
-    }
 
 
 def thread_state(snapshot: StateSnapshot, *, show_errors: bool = True) -> dict[str, Any]:
