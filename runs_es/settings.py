@@ -149,6 +149,9 @@ class Settings(BaseSettings):
     stream_heartbeat_seconds: float = Field(5.0, gt=0, description="comment line on an idle stream")
     stream_end_event: bool = Field(True, description="send `end` as the last event of a stream")
     send_timeout_seconds: float = Field(30.0, gt=0, description="a reader that takes nothing for so long is cut off")
+    reader_bytes: int = Field(
+        64 * MIB, ge=MIB, description="bytes that wait for slow readers, over all streams of a process"
+    )
     ring_bytes: int = Field(4 * MIB, ge=0, description="memory a hot thread may take for its newest frames")
     key_bytes: int = Field(
         64 * MIB,

@@ -34,6 +34,7 @@ from runs_api.browser_access import LOOPBACK_ORIGIN, BrowserGuard, BrowserRules
 from runs_api.edge import Edge
 from runs_api.errors import add_handlers
 from runs_api.gate import RequestGate
+from runs_api.responses import REFUSALS
 from runs_api.store import Store
 from runs_es.settings import Settings
 
@@ -86,6 +87,7 @@ def create_app(store: Store, settings: Settings, *, is_local: bool = False) -> F
         # Only the guard is outside of CORS: pages that may ask may read refusals too, others may not.
         middleware=[Middleware(BrowserGuard, rules=rules), cors, Middleware(RequestGate, settings=settings)],
         generate_unique_id_function=_operation,
+        responses=REFUSALS,
         redirect_slashes=False,
     )
     app.state.edge = edge

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 from fastapi import Depends, Request
 
 from runs_api.joins import Joins
+from runs_api.reader_memory import ReaderMemory
 from runs_api.responses import Json, encoded, is_small
 from runs_api.store import Store
 from runs_es.domain import now
@@ -32,9 +33,13 @@ class Edge:
         self.store = store
         self.settings = settings
         self.joins = Joins(settings.max_joins, settings.max_joins_per_user)
+        self.memory = ReaderMemory(settings.reader_bytes, self._share)
         self.started_at = now()
         # More than there are connections: a list that waits for its read model holds a thread, but no connection.
         self._threads = ThreadPoolExecutor(settings.read_pool_size + WAITING, "runs-api")
+
+    def _share(self, size: int) -> None:
+        self.store.streams.read_bytes = size
 
     async def read(self, function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         """Call `function` in a thread."""

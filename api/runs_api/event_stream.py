@@ -56,7 +56,7 @@ async def followed(
         feed.release()  # for a stream that was never iterated
         seat.release()
 
-    return EventStream(_steps(feed, thread_id, wanted), edge.settings, headers={}, on_close=close)
+    return EventStream(_steps(feed, thread_id, wanted), edge.settings, headers={}, on_close=close, memory=edge.memory)
 
 
 async def _steps(feed: EventFeed, thread_id: str, wanted: EventTypes) -> AsyncIterator[Step | Encoded]:

@@ -37,7 +37,6 @@ _ERRORS = {
         "description": "No token is set, and there are users, or the request may not come from this machine",
     },
     409: {"model": RefusalBody, "description": "The claim does not hold, the run is to be cancelled, or frames differ"},
-    413: {"model": Error, "description": "Over a limit; the text names the setting"},
 }
 router = APIRouter(
     prefix="/workers",

@@ -29,7 +29,12 @@ _HEADERS = {
 }
 
 
-@router.get("/{run_id}/history", response_class=HTMLResponse, summary="Look at the history of a run")
+@router.get(
+    "/{run_id}/history",
+    response_class=Response,
+    summary="Look at the history of a run",
+    responses={200: {"content": {"text/html": {"schema": {"type": "string"}}}}},
+)
 async def show_history(thread_id: ThreadIdPath, run_id: RunIdPath, edge: EdgeOf, caller: CallerOf) -> Response:
     """A page for a browser, with a slider over what the run was. Also of a stateless run whose thread has gone."""
     await last_seq(edge, caller, thread_id, run_id)  # whether the caller may see it

@@ -25,6 +25,7 @@ from pydantic_core import PydanticCustomError
 
 from runs_api.errors import PLAIN
 from runs_api.json_bodies import JsonRoute as JsonRoute
+from runs_api.responses import Assistant, Cron, Run, Thread, fields_of
 from runs_es.domain import MAX_PRIORITY
 from runs_es.service.application import MAX_AFTER_SECONDS
 from runs_es.streams.cursor import MAX_SEQ
@@ -72,6 +73,19 @@ def _parts(text: str) -> list[Any]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
+def _fields(model: type[BaseModel], *further: str) -> AfterValidator:
+    """Checks the names in `select`. `further` are fields of the platform that ours never has."""
+    known = (*fields_of(model), *further)
+
+    def checked(names: list[str]) -> list[str]:
+        for name in names:
+            if name not in known:
+                raise ValueError(f"{name!r} is no field; there are {', '.join(known)}")
+        return names
+
+    return AfterValidator(checked)
+
+
 _UUID_SCHEMA = WithJsonSchema({"type": "string", "format": "uuid"})
 ThreadIdText = Annotated[str, AfterValidator(_uuid("Invalid thread ID: must be a UUID")), _UUID_SCHEMA]
 CheckpointIdText = Annotated[str, AfterValidator(_uuid("Invalid checkpoint ID")), _UUID_SCHEMA]
@@ -94,6 +108,10 @@ NOTHING_TO_CANCEL = (
     " and the runs haven't been deleted or completed."
 )
 Names = Annotated[list[str], BeforeValidator(_listed)]
+SelectRunFields = Annotated[
+    Annotated[Names, Field(max_length=100), _fields(Run, "cancel_reason")] | None,
+    Query(description="only these fields"),
+]
 Limit = Annotated[int, Field(ge=1, le=1000)]
 Offset = Annotated[int, Field(ge=0, le=MAX_SEQ)]
 Seq = Annotated[int, Query(ge=0, le=MAX_SEQ)]
@@ -325,7 +343,7 @@ class ThreadSearchBody(ThreadFilterBody):
     offset: Offset = 0
     sort_by: Literal["thread_id", "status", "created_at", "updated_at", "state_updated_at"] = "created_at"
     sort_order: Literal["asc", "desc"] = "desc"
-    select: list[str] | None = None
+    select: Annotated[list[str], Field(max_length=100), _fields(Thread, "context")] | None = None
     extract: NotOffered = None
 
 
@@ -352,7 +370,7 @@ class AssistantSearchBody(AssistantFilterBody):
     offset: Offset = 0
     sort_by: Literal["assistant_id", "created_at", "updated_at", "name", "graph_id"] | None = None
     sort_order: Literal["asc", "desc"] = "asc"
-    select: list[str] | None = None
+    select: Annotated[list[str], Field(max_length=100), _fields(Assistant)] | None = None
 
 
 # --- crons ---
@@ -445,4 +463,4 @@ class CronSearchBody(CronFilterBody):
         "cron_id", "assistant_id", "thread_id", "created_at", "updated_at", "next_run_date", "end_time"
     ] = "created_at"
     sort_order: Literal["asc", "desc"] = "desc"
-    select: list[str] | None = None
+    select: Annotated[list[str], Field(max_length=100), _fields(Cron, "now")] | None = None

@@ -154,9 +154,22 @@ _RUN_HEADERS = {
     "Location": {"description": "where to ask again after a lost connection", "schema": {"type": "string"}},
     "Content-Location": {"description": "the run", "schema": {"type": "string"}},
 }
+# Refusals of any request, whatever its route.
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Error, "description": "Not a request that can be answered; the text says why"},
+    403: {"model": Error, "description": "From a page of another origin, or under a name that is not the server's"},
+    408: {"model": Error, "description": "The request did not come in time; the text names the setting"},
+    413: {"model": Error, "description": "Over a limit; the text names the setting"},
+    414: {"model": Error, "description": "The query is over a limit; the text names the setting"},
+    422: {"model": Error, "description": "Refused; the text names the field"},
+    431: {"model": Error, "description": "A header is over a limit; the text names the setting"},
+    500: {"model": Error, "description": "A mistake of the server; its log has the `X-Request-Id`"},
+}
 ERRORS: dict[int | str, dict[str, Any]] = {
+    401: {"model": Error, "description": "No user is named, where RUNS_ES_USER_HEADER asks for one"},
     404: {"model": Error, "description": "Not there, or another user's"},
     409: {"model": Error, "description": "There already, or busy"},
+    415: {"model": Error, "description": "The body is not sent as JSON"},
     422: {"model": Error, "description": "Refused; the text names the field"},
     503: {"model": Error, "description": "Try again after `Retry-After` seconds"},
 }
@@ -248,6 +261,11 @@ def selected(rows: Iterable[dict[str, Any]], select: Sequence[str] | None) -> li
     if not select:
         return list(rows)
     return [{field: row[field] for field in select if field in row} for row in rows]
+
+
+def fields_of(model: type[BaseModel]) -> tuple[str, ...]:
+    """The names of a model's fields as they are sent."""
+    return tuple(field.serialization_alias or name for name, field in model.model_fields.items())
 
 
 def freshness(found: Listed[Any] | Counted) -> dict[str, str]:

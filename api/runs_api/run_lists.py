@@ -11,7 +11,7 @@ from starlette.responses import Response
 from runs_api.caller import CallerOf
 from runs_api.edge import EdgeOf
 from runs_api.errors import ApiError
-from runs_api.requests import Limit, Names, RunStatusText, ThreadIdText
+from runs_api.requests import Limit, RunStatusText, SelectRunFields, ThreadIdText
 from runs_api.responses import ERRORS, Run, freshness, run_body, selected
 from runs_es.service.commands import FindRunsQuery
 from runs_projections.run_lists import cursor_of
@@ -38,7 +38,7 @@ async def find_runs(
     created_before: _Time = None,
     limit: Limit = 10,
     after: Annotated[str | None, Query(description="the `X-Pagination-Next` of the page before")] = None,
-    select: Annotated[Names | None, Query(description="only these fields")] = None,
+    select: SelectRunFields = None,
 ) -> Response:
     query = FindRunsQuery(
         user_id=caller.user_id,

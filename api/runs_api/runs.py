@@ -21,11 +21,11 @@ from runs_api.requests import (
     LastEventId,
     Limit,
     ModesQuery,
-    Names,
     Offset,
     RunBody,
     RunIdPath,
     RunStatusText,
+    SelectRunFields,
     ThreadIdPath,
 )
 from runs_api.responses import ERRORS, RESULT, STREAM, Run, freshness, run_body, selected
@@ -70,7 +70,7 @@ async def list_runs(
     limit: Limit = 10,
     offset: Offset = 0,
     status: RunStatusText | None = None,
-    select: Annotated[Names | None, Query(description="only these fields")] = None,
+    select: SelectRunFields = None,
 ) -> Response:
     await must_see(edge, caller, thread_id)
     query = ListRunsQuery(thread_id=thread_id, user_id=caller.user_id, limit=limit, offset=offset, status=status)

@@ -16,6 +16,7 @@ from enum import Enum, auto
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from runs_api.reader_memory import MOST_A_STREAM, ReaderMemory
 from runs_api.responses import encoded
 from runs_es.domain import RunDomainError
 from runs_es.settings import Settings
@@ -23,7 +24,7 @@ from runs_es.streams.cursor import End, Frames, Gap, Step
 
 logger = logging.getLogger(__name__)
 
-MAX_PIECE = 256 * 1024
+MAX_PIECE = MOST_A_STREAM  # about; less, the more streams are open
 # A comment line, and no blank line after it: some decoders take that for an event.
 HEARTBEAT = b": heartbeat\r\n"
 HEADERS = {
@@ -64,9 +65,11 @@ class EventStream(Response):
         modes: frozenset[str] | None = None,
         on_client_left: Callable[[], Awaitable[None]] | None = None,
         on_close: Callable[[], None] | None = None,
+        memory: ReaderMemory | None = None,
     ) -> None:
         self.status_code = 200
         self.background = None
+        self._memory = memory or ReaderMemory(MOST_A_STREAM * 16)
         self.init_headers({**HEADERS, **headers})
         self._steps = steps
         self._settings = settings
@@ -86,7 +89,7 @@ class EventStream(Response):
 
     async def _run(self, receive: Receive, send: Send, abort: Callable[[], None] | None) -> Ending:
         limit = asyncio.timeout(None)
-        outbox = Outbox(self._settings, limit)
+        outbox = Outbox(self._settings, limit, self._memory)
         reading = asyncio.create_task(self._fill(outbox))
         listening = asyncio.create_task(client_left(receive))
         listening.add_done_callback(lambda _: outbox.close(Ending.CLIENT_LEFT))
@@ -96,7 +99,7 @@ class EventStream(Response):
                 await outbox.deliver(send, start)
                 return await self._empty(outbox, send)
         except TimeoutError:
-            logger.info("a reader took nothing for %s s and is cut off", self._settings.send_timeout_seconds)
+            logger.info("a reader took nothing for %.1f s and is cut off", outbox.silent_seconds)
             if abort is not None:
                 abort()  # closing would wait for a reader that reads nothing
             return Ending.CUT
@@ -107,6 +110,7 @@ class EventStream(Response):
             for task in (reading, listening):
                 task.cancel()
             await asyncio.gather(reading, listening, return_exceptions=True)
+            self._memory.leave(outbox)
 
     async def _fill(self, outbox: Outbox) -> None:
         """Steps into the outbox. Without an end the iterator says that the process is shutting down."""
@@ -115,7 +119,9 @@ class EventStream(Response):
             async for step in self._steps:
                 match step:
                     case Frames():
-                        await outbox.put(step.encoded(self._modes))
+                        data = step.encoded(self._modes)
+                        del step  # or its rows, decoded, would wait for the reader too
+                        await outbox.put(data)
                     case Encoded():
                         await outbox.put(step.data)
                     case End() | Gap():
@@ -147,13 +153,16 @@ class EventStream(Response):
 
 
 class Outbox:
-    """What waits to be sent, at most about `MAX_PIECE`.
+    """What waits to be sent, at most about this stream's share of the memory for readers.
 
     After so many seconds of silence it holds a heartbeat; when a send takes too long, it lets `limit` run out. One
     timer for the whole stream looks after both, when one of them can be due: cheaper than one for each send and wait.
     """
 
-    def __init__(self, settings: Settings, limit: asyncio.Timeout) -> None:
+    def __init__(self, settings: Settings, limit: asyncio.Timeout, memory: ReaderMemory) -> None:
+        self._memory = memory
+        self._stopped = False
+        memory.join(self)
         self._parts: list[bytes] = []
         self._size = 0
         self._ending: Ending | None = None
@@ -169,10 +178,11 @@ class Outbox:
 
     async def put(self, data: bytes) -> None:
         """Add `data`, once there is room."""
-        while self._size >= MAX_PIECE:
+        while self._size >= self._memory.share:
             self._room.clear()
             await self._room.wait()
         if data:
+            await self._memory.take(self, len(data))
             self._parts.append(data)
             self._size += len(data)
             self._changed.set()
@@ -196,6 +206,7 @@ class Outbox:
 
     def stop(self) -> None:
         """End the heartbeat."""
+        self._stopped = True
         self._timer.cancel()
 
     async def deliver(self, send: Send, message: Message) -> None:
@@ -203,6 +214,22 @@ class Outbox:
         self._sending_since = self._loop.time()
         await send(message)
         self._sending_since = None
+        self._memory.give(self, len(message.get("body", b"")))
+
+    @property
+    def sending_since(self) -> float | None:
+        """When the send under way began."""
+        return self._sending_since
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long the send under way has taken."""
+        return 0.0 if self._sending_since is None else self._loop.time() - self._sending_since
+
+    def cut(self) -> None:
+        """Let the time of the send under way run out."""
+        if self._sending_since is not None and not (self._stopped or self._limit.expired()):
+            self._limit.reschedule(self._loop.time())
 
     def _beat(self) -> None:
         now = self._loop.time()
@@ -210,7 +237,7 @@ class Outbox:
         if self._sending_since is None:
             pause = min(pause, self._heartbeat - self._speak(now))
         elif now - self._sending_since >= self._patience:
-            self._limit.reschedule(now)
+            self.cut()
             return
         else:
             pause = min(pause, self._sending_since + self._patience - now)

@@ -6,30 +6,23 @@ In the platform's shape of a state, so that whoever asks for a thread's values n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
+from itertools import islice
 from typing import Any, TypeVar
 
-from runs_es.domain import FramesGone, Run
+from runs_es.domain import TERMINAL_TOPICS, FramesGone, Run, RunDeleted, ThreadDeleted, ThreadErased
 from runs_es.execution.langgraph.graphs import GraphRegistry
 from runs_es.execution.langgraph.state import GraphStateReader, empty_state
 from runs_es.log.reader import LogReader
 from runs_es.service.application import last_values
+from runs_es.streams.cursor import MAX_SEQ
 
 T = TypeVar("T")
 
 _LOOK_AT = 10  # runs, from the last that ended on: one that failed may have shown nothing
-_TOPICS = (
-    "run.created",
-    "run.claimed",
-    "run.started",
-    "run.completed",
-    "run.failed",
-    "run.cancelled",
-    "run.deleted",
-    "thread.deleted",
-    "thread.erased",
-)
+_BATCH = 32
+_ENDS = [*TERMINAL_TOPICS, RunDeleted.topic, ThreadDeleted.topic, ThreadErased.topic]
 
 
 class ShownState:
@@ -44,36 +37,42 @@ class ShownState:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._get, thread_id)
 
     def _get(self, thread_id: str) -> dict[str, Any] | None:
-        ended = self._ended(thread_id)
-        for run in ended[:_LOOK_AT]:
+        head = self._reader.head(thread_id)
+        last: Run | None = None
+        for run in islice(self._ended(thread_id), _LOOK_AT):
+            last = last or run
+            if head is None or not head.frames:
+                break  # no run of the thread has ever shown anything
             values = self._values(run)
             if values:
-                return _state(values, run, paused=ended[0])
-        return _state({}, ended[0], paused=ended[0]) if ended and ended[0].is_paused else None
+                return _state(values, run, paused=last)
+        return _state({}, last, paused=last) if last is not None and last.is_paused else None
 
-    def _ended(self, thread_id: str) -> list[Run]:
-        """The runs that the thread still has and that have ended, the last one first."""
-        runs: dict[str, Run] = {}
-        ended: dict[str, Run] = {}
-        for recorded in self._reader.facts(thread_id, topics=_TOPICS):
-            fact = recorded.fact
-            if fact.topic in ("thread.deleted", "thread.erased"):
-                runs.clear()
-                ended.clear()
-                continue
-            run_id = fact.run_id  # type: ignore[attr-defined]
-            if fact.topic == "run.created":
-                runs[run_id] = Run(fact)  # type: ignore[arg-type]
-                continue
-            run = runs.get(run_id)
-            if run is None:
-                continue
-            run.apply(fact)
-            if run.deleted:
-                ended.pop(run_id, None)
-            elif run.is_terminal:
-                ended[run_id] = run
-        return list(ended.values())[::-1]
+    def _ended(self, thread_id: str) -> Iterator[Run]:
+        """The runs that the thread still has and that have ended, the last one first. Reads no more than is asked for:
+        a thread may have thousands.
+        """
+        deleted: set[str | None] = set()
+        for topic, run_id in self._ends(thread_id):
+            if run_id is None:
+                return  # the thread was deleted here
+            if topic == RunDeleted.topic:
+                deleted.add(run_id)
+            elif run_id not in deleted:
+                run = Run.fold(recorded.fact for recorded in self._reader.run_facts(run_id, thread_id))
+                if run is not None:
+                    yield run
+
+    def _ends(self, thread_id: str) -> Iterator[tuple[str, str | None]]:
+        """(topic, run) of the facts that end or delete runs, or, without a run, the thread; the newest first."""
+        before = MAX_SEQ
+        while True:
+            found = self._reader.last_of(thread_id, _ENDS, before, _BATCH)
+            for seq, topic, run_id in found:
+                before = seq
+                yield topic, run_id
+            if len(found) < _BATCH:
+                return
 
     def _values(self, run: Run) -> Any:
         bounds = self._reader.bounds(run.thread_id, run.run_id)

@@ -195,10 +195,10 @@ class LogReader:
         with self.connection() as connection:
             return connection.execute(statement, parameters, binary=True).fetchall()
 
-    def rows_after(self, thread_id: str, seq: int, limit: int) -> list[Row]:
+    def rows_after(self, thread_id: str, seq: int, limit: int, most_bytes: int = READ_BYTES) -> list[Row]:
         """The thread's rows that hold anything after `seq`, in order; the first may begin before it.
 
-        At most `limit`, and no more than READ_BYTES need: a reader that stalls keeps what it has read.
+        At most `limit`, and no more than `most_bytes` need: a reader that stalls keeps what it has read.
         """
         statement = (
             f"select {_ROW_COLUMNS} from (select *,"
@@ -206,9 +206,11 @@ class LogReader:
             f"   from (select {_ROW_COLUMNS} from events where thread_id = %s and seq > %s order by seq limit %s) e) r"
             " where before < %s order by seq"
         )
-        return self._rows(thread_id, statement, (thread_id, seq, limit, READ_BYTES))
+        return self._rows(thread_id, statement, (thread_id, seq, limit, most_bytes))
 
-    def stored_after(self, thread_id: str, seq: int, limit: int, *, facts_only: bool = False) -> tuple[list[Row], int]:
+    def stored_after(
+        self, thread_id: str, seq: int, limit: int, *, facts_only: bool = False, most_bytes: int = READ_BYTES
+    ) -> tuple[list[Row], int]:
         """As `rows_after`, with all that is known of each row, and the seq up to which nothing else is there.
 
         With `facts_only` pages are not read.
@@ -217,7 +219,7 @@ class LogReader:
             with self.connection() as connection:
                 # One snapshot: what is between the last row and the head is none of those asked for.
                 answer = connection.execute(
-                    _STORED_FACTS if facts_only else _STORED, (seq, limit, READ_BYTES, thread_id), binary=True
+                    _STORED_FACTS if facts_only else _STORED, (seq, limit, most_bytes, thread_id), binary=True
                 ).fetchall()
                 found = [values for values in answer if values[1] is not None]
                 try:
@@ -380,6 +382,17 @@ class LogReader:
                 binary=True,
             ).fetchall()
         return [recorded(row) for row in rows]
+
+    def last_of(
+        self, thread_id: str, topics: Sequence[str], before: int, limit: int
+    ) -> list[tuple[int, str, str | None]]:
+        """(seq, topic, run id) of the thread's last `limit` facts of these topics before a seq, the newest first."""
+        with self.connection() as connection:
+            return connection.execute(
+                "select seq, topic, run_id from events_facts where thread_id = %s and seq < %s and topic = any(%s)"
+                " order by seq desc limit %s",
+                (thread_id, before, list(topics), limit),
+            ).fetchall()
 
     def last_position(self, thread_id: str | None = None) -> int:
         """The position of the newest fact of a thread, or of the store; 0 when there is none."""

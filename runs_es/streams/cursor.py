@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from runs_es.domain import TERMINAL_TOPICS, BadSequence, RunNotFound
 from runs_es.log.pages import RAW, event_of
-from runs_es.log.reader import Head, LogReader, Row, RunBounds
+from runs_es.log.reader import READ_BYTES, Head, LogReader, Row, RunBounds
 from runs_es.streams.hub import Channel, Hub
 
 T = TypeVar("T")
@@ -123,6 +123,16 @@ def _with_small_ones_behind(row: Row, rows: deque[Row]) -> list[Row]:
     return pages
 
 
+def first_bytes(rows: list[Row], most: int) -> list[Row]:
+    """The rows up to the one with which they reach so many bytes: those left out may leave the ring."""
+    size = 0
+    for number, row in enumerate(rows, 1):
+        size += len(row.state)
+        if size >= most:
+            return rows[:number]
+    return rows
+
+
 class RunStreams:
     """Opens streams of runs. `threads` runs the blocking reads."""
 
@@ -132,6 +142,7 @@ class RunStreams:
         self._threads = threads
         self._reading: dict[tuple[object, Channel, int, int], asyncio.Future[list[Row]]] = {}
         self.closing = False
+        self.read_bytes = READ_BYTES  # that a stream reads at once: as much as a stalled reader keeps
 
     def close(self) -> None:
         """End every open stream without an end: its client is to come back elsewhere."""
@@ -162,7 +173,9 @@ class RunStreams:
         key = (asyncio.get_running_loop(), channel, cursor, version)
         reading = self._reading.get(key)
         if reading is None:
-            reading = asyncio.ensure_future(self.call(self.reader.rows_after, channel.thread_id, cursor, READ_ROWS))
+            reading = asyncio.ensure_future(
+                self.call(self.reader.rows_after, channel.thread_id, cursor, READ_ROWS, self.read_bytes)
+            )
             self._reading[key] = reading
             reading.add_done_callback(lambda _: self._reading.pop(key))
         return await asyncio.shield(reading)
@@ -217,7 +230,9 @@ class RunStream:
         """Frames, heartbeats, and then `End`, or a `Gap`. Without either when the process shuts down."""
         try:
             async for step in self._steps():
-                yield step
+                handed = [step]
+                del step  # what is handed over is not kept here while its reader stalls
+                yield handed.pop()
         finally:
             self.release()
 
@@ -246,9 +261,12 @@ class RunStream:
                 if row.run_id == self._run_id:
                     if row.is_page:
                         pages = _with_small_ones_behind(row, rows)
-                        yield Frames(pages, max(cursor + 1 - row.first, 0))
-                        row = pages[-1]
-                    elif row.topic in TERMINAL_TOPICS:
+                        handed = [Frames(pages, max(cursor + 1 - row.first, 0))]
+                        cursor = pages[-1].last
+                        del row, pages
+                        yield handed.pop()
+                        continue
+                    if row.topic in TERMINAL_TOPICS:
                         yield End(row.last)
                         return
                 cursor = row.last
@@ -265,7 +283,9 @@ class RunStream:
 
     async def _read(self, cursor: int, version: int) -> Sequence[Row]:
         rows = self._channel.read(cursor, READ_ROWS)
-        return await self._streams.rows_after(self._channel, cursor, version) if rows is None else rows
+        if rows is None:
+            return await self._streams.rows_after(self._channel, cursor, version)
+        return first_bytes(rows, self._streams.read_bytes)
 
     async def _gap(self) -> Gap:
         first, last = await self._streams.call(self._streams.reader.available, self._channel.thread_id, self._run_id)

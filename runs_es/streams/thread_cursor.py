@@ -6,12 +6,13 @@ run has not begun, pages are not read at all.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from runs_es.domain import TERMINAL_TOPICS, RunNotFound, ThreadNotFound
 from runs_es.log.reader import Head, LogReader, Row, RunBounds
-from runs_es.streams.cursor import READ_ROWS, STARTED, End, Gap, Heartbeat, RunStreams
+from runs_es.streams.cursor import READ_ROWS, STARTED, End, Gap, Heartbeat, RunStreams, first_bytes
 from runs_es.streams.hub import Channel
 
 _GONE = frozenset({"thread.deleted", "thread.erased"})
@@ -77,8 +78,11 @@ class EventFeed:
         self._channel.heard(self._head.seq)
         while not self._streams.closing:
             version = self._channel.version
-            rows, upto = await self._read(cursor)
-            for row in rows:
+            found, upto = await self._read(cursor)
+            rows, nothing = deque(found), not found
+            del found  # let go of each row once it is sent: a stalled reader holds one that was decoded
+            while rows:
+                row = rows.popleft()
                 if self._is_ours and self._reads_pages(cursor) and row.first > cursor + 1:
                     yield self._gap(row.first)
                     return
@@ -93,7 +97,7 @@ class EventFeed:
                     break  # what follows was perhaps read without pages
             else:
                 cursor = max(cursor, upto)
-                if not rows and not await self._channel.changed(version, self._heartbeat):
+                if nothing and not await self._channel.changed(version, self._heartbeat):
                     yield Heartbeat()
 
     def _reads_pages(self, cursor: int) -> bool:
@@ -116,18 +120,20 @@ class EventFeed:
     async def _read(self, cursor: int) -> tuple[list[Row], int]:
         rows = self._channel.read(cursor, READ_ROWS)
         if rows is not None:
-            return rows, cursor
+            return first_bytes(rows, self._streams.read_bytes), cursor
         pages = self._reads_pages(cursor)
         return await self._streams.call(
-            _stored_after, self._streams.reader, self._channel.thread_id, cursor, READ_ROWS, not pages
+            _stored_after, self._streams.reader, self._channel.thread_id, cursor, not pages, self._streams.read_bytes
         )
 
     def _gap(self, earliest: int) -> Gap:
         return Gap(self._run_id, self._after, earliest, max(self._head.seq, self._channel.known))
 
 
-def _stored_after(reader: LogReader, thread_id: str, seq: int, limit: int, facts_only: bool) -> tuple[list[Row], int]:
-    rows, upto = reader.stored_after(thread_id, seq, limit, facts_only=facts_only)
+def _stored_after(
+    reader: LogReader, thread_id: str, seq: int, facts_only: bool, most_bytes: int
+) -> tuple[list[Row], int]:
+    rows, upto = reader.stored_after(thread_id, seq, READ_ROWS, facts_only=facts_only, most_bytes=most_bytes)
     # With pages, a hole is for the caller to see: it is no proof that nothing was there.
     return rows, upto if facts_only else (rows[-1].last if rows else seq)
 

@@ -25,6 +25,7 @@ NAMES = (
     "retention",
     "pressure",
     "cancel",
+    "bounds",
 )
 
 
