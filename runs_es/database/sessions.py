@@ -157,12 +157,17 @@ class AsyncSessionPool(AsyncConnectionPool[AsyncConnection[Any]]):
         size: int,
         seconds: float = WAIT_SECONDS,
         least: int = 0,
+        unasked_seconds: float = _IDLE_SECONDS,
         connection_options: Mapping[str, Any] | None = None,
         settings: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """As `SessionPool`; `least` connections are kept, and made with `connection_options` too."""
+        """As `SessionPool`; `least` connections are kept, and made with `connection_options` too.
+
+        A connection used within `unasked_seconds` is not asked whether it lives: its user has to try again on another.
+        """
         self.outage = outage_of(url)
         self._used: WeakKeyDictionary[AsyncConnection[Any], float] = WeakKeyDictionary()
+        self._unasked_seconds = unasked_seconds
         self._home: asyncio.AbstractEventLoop | None = None
         self._tasks_of_outages: set[asyncio.Task[None]] = set()
         super().__init__(
@@ -187,7 +192,7 @@ class AsyncSessionPool(AsyncConnectionPool[AsyncConnection[Any]]):
     async def _live(self, connection: AsyncConnection[Any]) -> None:
         """A restart of the server must not fail what comes next; but asking each time would double the queries."""
         now = time.monotonic()
-        if now - self._used.get(connection, 0.0) > _IDLE_SECONDS:
+        if now - self._used.get(connection, 0.0) >= self._unasked_seconds:
             try:
                 await AsyncConnectionPool.check_connection(connection)
             except psycopg.OperationalError:

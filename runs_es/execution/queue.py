@@ -191,7 +191,8 @@ class QueueWorker:
         target = queue_schema(schema)
 
         def pool(**_: object) -> AsyncSessionPool:
-            return AsyncSessionPool(url, target, "queue", size=_CONNECTIONS, seconds=_WAIT_SECONDS)
+            # Always asked: a heartbeat that fails once ends procrastinate's task, and the worker counts as lost.
+            return AsyncSessionPool(url, target, "queue", size=_CONNECTIONS, seconds=_WAIT_SECONDS, unasked_seconds=0.0)
 
         # `configure` is of the connection that listens, which the connector makes beside its pool.
         connector = procrastinate.PsycopgConnector(pool_factory=pool, configure=async_configuring(target, {}))
