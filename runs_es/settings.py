@@ -100,6 +100,9 @@ class Settings(BaseSettings):
         description="wait of a write for others' locks, after which one whose process froze is cut off",
     )
     cancel_grace_seconds: float = Field(5.0, ge=0, description="time an executor has to stop when cancelled")
+    blocked_loop_seconds: float = Field(
+        1.0, gt=0, description="time an agent may block the event loop of all agents before the log names it"
+    )
     run_timeout_seconds: float | None = Field(
         None,
         gt=0,

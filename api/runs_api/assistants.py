@@ -36,7 +36,7 @@ def assistant_body(edge: Edge, graph_id: str, assistant_id: str) -> dict[str, An
         "updated_at": edge.started_at,
         "version": 1,
         "description": None,
-        **({} if broken is None else {"error": broken.problem}),
+        **({} if broken is None else {"error": broken.shown(edge.settings.show_errors != "never")}),
     }
 
 

@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 # they must come also while other runs of the thread keep the cursor busy, or a filter hides everything.
 RECHECK_SECONDS = 60.0
 
+# Answers who waits for a run that is deleted meanwhile, with status 200: the headers have been sent by then.
+DELETED = {"__error__": {"error": "HTTPException", "message": "404: Run not found"}}
+
 
 class Delivery:
     """Delivers runs to one caller."""
@@ -161,10 +164,12 @@ class Delivery:
     async def result(self, thread_id: str, run_id: str) -> Any:
         """What the run came to. One that streamed no values has them from the thread's state, where there is one; one
         whose frames retention has deleted, or whose last values were too large for a frame, from the state that it
-        ended in.
+        ended in. A run that was deleted while it was waited for has the platform's error.
         """
         try:
             result = await self._service.result(thread_id, run_id)
+        except RunNotFound:
+            return DELETED
         except FramesGone as gone:
             left = await self._state_left(thread_id, run_id, of_run=True)
             message = f"{gone}; no state of the run is left either"

@@ -82,7 +82,10 @@ async def _of_store(request: Request, error: Exception) -> Json:
     elif isinstance(error, ValueError):
         # Meant are values that the domain refuses; the trace tells such a one from a mistake of ours.
         logger.info("%s %s refused", request.method, request.url.path, exc_info=error)
-    return Json({"detail": str(error)}, status, RETRY if status == 503 else None)
+    detail = str(error)
+    if isinstance(error, GraphLoadError) and request.app.state.edge.settings.show_errors == "never":
+        detail = error.shown(show_errors=False)
+    return Json({"detail": detail}, status, RETRY if status == 503 else None)
 
 
 async def _of_http(request: Request, error: Exception) -> Json:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Query
@@ -142,10 +143,16 @@ async def search_threads(body: ThreadSearchBody, edge: EdgeOf, caller: CallerOf)
         user_id=caller.user_id,
     )
     page = found[: body.limit]
-    if body.select and "values" not in body.select:
-        bodies = [thread_body(thread, None) for thread in page]
-    else:
-        bodies = await _bodies(edge, page)
+    selects = set(body.select or ("values", "interrupts"))
+    few = asyncio.Semaphore(STATE_READS)
+
+    async def shown(thread: ThreadSnapshot) -> dict[str, Any]:
+        if "values" not in selects and not ("interrupts" in selects and _may_wait(thread)):
+            return thread_body(thread, None)
+        async with few:
+            return await _body(edge, thread)
+
+    bodies = list(await asyncio.gather(*map(shown, page)))
     headers = {**pagination(found, body.limit, body.offset), **freshness(found)}
     return await edge.json(selected(bodies, body.select), headers=headers)
 
@@ -163,27 +170,29 @@ async def count_threads(body: ThreadFilterBody, edge: EdgeOf, caller: CallerOf) 
 
 
 async def _body(edge: Edge, thread: ThreadSnapshot) -> dict[str, Any]:
-    """The thread with its values. A graph that this deployment does not have any more shows none."""
+    """The thread with its values, and with what its state waits for. A graph that is not there any more shows none."""
     graph_id = _graph_of(edge, thread)
     state = edge.store.state
     if state is None or graph_id is None:
         return thread_body(thread, None)
     try:
-        return thread_body(thread, await state.values(thread.thread_id, graph_id))
+        if not _may_wait(thread):
+            return thread_body(thread, await state.values(thread.thread_id, graph_id))
+        left = await state.get(thread.thread_id, graph_id)
+        waits = {task["id"]: task["interrupts"] for task in left["tasks"] if task["interrupts"]}
+        values = None if left["created_at"] is None else left["values"]
+        return thread_body(replace(thread, interrupts=waits), values)
     except Exception:
         # One thread's state that cannot be read must not take a whole search along.
         logger.exception("the state of thread %s cannot be read", thread.thread_id)
         return thread_body(thread, None)
 
 
-async def _bodies(edge: Edge, threads: list[ThreadSnapshot]) -> list[dict[str, Any]]:
-    few = asyncio.Semaphore(STATE_READS)
-
-    async def body(thread: ThreadSnapshot) -> dict[str, Any]:
-        async with few:
-            return await _body(edge, thread)
-
-    return list(await asyncio.gather(*map(body, threads)))
+def _may_wait(thread: ThreadSnapshot) -> bool:
+    """Whether only the state knows what the thread waits for: its last run failed or was cancelled, perhaps before it
+    used an answer up, or beside a question of its own.
+    """
+    return thread.error is not None and not thread.interrupts
 
 
 def _graph_of(edge: Edge, thread: ThreadSnapshot) -> str | None:

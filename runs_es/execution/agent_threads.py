@@ -24,13 +24,21 @@ class AgentThreads(ThreadPoolExecutor):
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
         """As ThreadPoolExecutor's."""
         if self._is_quick is None or not _asked_by_to_thread(function) or not self._is_quick(*_call(function)):
-            return super().submit(function, *arguments, **named)
+            return super().submit(_called, function, *arguments, **named)
         done: Future[Any] = Future()
         try:
-            done.set_result(function(*arguments, **named))
-        except Exception as error:  # noqa: BLE001  (the caller's, wherever it is called)
+            done.set_result(_called(function, *arguments, **named))
+        except BaseException as error:  # noqa: BLE001  (the caller's, wherever it is called)
             done.set_exception(error)
         return done
+
+
+def _called(function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Any:
+    """Call the function. No future may raise StopIteration: on Python 3.11 its caller would wait for ever."""
+    try:
+        return function(*arguments, **named)
+    except StopIteration as error:
+        raise RuntimeError("an agent's function raised StopIteration") from error
 
 
 def _asked_by_to_thread(function: Callable[..., Any]) -> bool:

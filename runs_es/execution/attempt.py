@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -35,7 +37,9 @@ _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
 
 
 class Attempt:
-    """The `ActiveRun` of an executor. Belongs to one event loop."""
+    """The `ActiveRun` of an executor, on the event loop `agents`. `disturbed` belongs to the worker's loop, on which
+    the attempt is made; both may be the same loop.
+    """
 
     def __init__(
         self,
@@ -47,6 +51,7 @@ class Attempt:
         provenance: Provenance,
         buffer_bytes: int,
         thread_is_new: bool = False,
+        agents: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self.thread_is_new = thread_is_new  # nobody has ever claimed a run of it
         self._log = log
@@ -55,12 +60,13 @@ class Attempt:
         self._provenance = provenance
         self._buffer_bytes = buffer_bytes
         self._loop = asyncio.get_running_loop()
+        self.agents = agents or self._loop  # where the executor runs
         self._drained = asyncio.Event()
         self._is_full = False  # somebody waits for room
-        self.active_at = self._loop.time()  # when it last had something to write
+        self.active_at = time.monotonic()  # when it last had something to write
         self._recording = asyncio.Lock()
         self._messages: KnownMessages | None = None
-        self.disturbed = asyncio.Event()  # somebody raised the fence: fold again
+        self.disturbed = asyncio.Event()  # the fence was raised: fold again; or the executor has ended
         self.writer = RunWriter(
             log.writer,
             thread_id=run.thread_id,
@@ -163,20 +169,22 @@ class Attempt:
         key = f"event:{self._claim_id}:{fact.occurred_at}:{id(fact)}"
         self.record(self._log.item(fact, self._provenance, key))
 
-    def record(self, *facts: FactItem, last: bool = False) -> Future[Appended]:
-        """Queue facts behind everything published. The future fails with WriteConflict when refused."""
-        return self.writer.record(*facts, last=last)
+    def record(self, *facts: FactItem, frames: Sequence[bytes] = (), last: bool = False) -> Future[Appended]:
+        """Queue facts, and `frames` before them, behind everything published. The future fails with WriteConflict when
+        refused. From any thread.
+        """
+        return self.writer.record(*facts, frames=frames, last=last)
 
     async def _room(self) -> None:
         """Wait while too much of this attempt is not yet durable."""
-        self.active_at = self._loop.time()
+        self.active_at = time.monotonic()
         while self.writer.uncommitted > self._buffer_bytes:
             self._drained.clear()
             self._is_full = True
             # Looked at again after the word that somebody waits: the log's thread counts first, then asks for it.
             if self.writer.uncommitted > self._buffer_bytes:
                 await self._drained.wait()
-            self.active_at = self._loop.time()
+            self.active_at = time.monotonic()
         self._is_full = False
 
     async def flush(self) -> None:
@@ -191,21 +199,17 @@ class Attempt:
 
     def disturb(self) -> None:
         """The thread's fence may have been raised. From any thread."""
-        try:
+        with suppress(RuntimeError):  # the loop has ended, and the attempt with it
             self._loop.call_soon_threadsafe(self.disturbed.set)
-        except RuntimeError:
-            return  # the loop has ended, and the attempt with it
 
     def _on_settled(self, refused: bool) -> None:
         if not refused and not self._is_full:
             return  # waking a loop costs a system call
-        try:
-            self._loop.call_soon_threadsafe(self._wake, refused)
-        except RuntimeError:
-            return
+        if refused:
+            self.disturb()
+        with suppress(RuntimeError):
+            self.agents.call_soon_threadsafe(self._wake)
 
-    def _wake(self, refused: bool) -> None:
+    def _wake(self) -> None:
         self._is_full = False
         self._drained.set()
-        if refused:
-            self.disturbed.set()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from datetime import UTC, datetime
 
 from runs_es.domain import Timeouts
@@ -10,22 +10,21 @@ from runs_es.execution.attempt import Attempt
 
 
 class Deadline:
-    """Of one attempt, on its event loop. The run's time goes on where an earlier attempt left it."""
+    """The time that one attempt has, from any thread. The run's time goes on where an earlier attempt left it."""
 
     def __init__(self, attempt: Attempt, timeouts: Timeouts) -> None:
         self._attempt = attempt
         self._timeouts = timeouts
-        self._loop = asyncio.get_running_loop()
-        self._begun = self._loop.time() - _seconds_since(attempt.run.started_at)
+        self._begun = time.monotonic() - _seconds_since(attempt.run.started_at)
 
     def left(self) -> float | None:
         """Seconds until it may have passed; None when it never does."""
         ends = [end for end in (self._wall_end(), self._idle_end()) if end is not None]
-        return max(min(ends) - self._loop.time(), 0) if ends else None
+        return max(min(ends) - time.monotonic(), 0) if ends else None
 
     def passed(self) -> str | None:
         """Why the attempt is to be stopped; None while it may go on."""
-        now = self._loop.time()
+        now = time.monotonic()
         wall, idle = self._wall_end(), self._idle_end()
         if wall is not None and now >= wall:
             return self._timeouts.why("wall")
@@ -40,7 +39,7 @@ class Deadline:
         if self._timeouts.idle is None:
             return None
         # Who waits for room in the database is not silent: it has something to say.
-        since = self._loop.time() if self._attempt.waits_for_room else self._attempt.active_at
+        since = time.monotonic() if self._attempt.waits_for_room else self._attempt.active_at
         return since + self._timeouts.idle
 
 

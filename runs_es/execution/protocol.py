@@ -86,12 +86,16 @@ class ActiveRun(Protocol):
 class RunExecutor(Protocol):
     """Runs one attempt to its end.
 
-    Returning means success, an exception means `error` (its class name and text are recorded), `TimeoutError` means
-    `timeout`. On `asyncio.CancelledError` clean up and let it pass.
+    Returning means success, an exception means `error`: its class name and text are recorded. A `TimeoutError` is an
+    error like any other; a run is `timeout` only when its own deadline passed. On `asyncio.CancelledError` clean up and
+    let it pass.
 
-    After a `RetryableError`, or any other exception but TimeoutError for which the executor's method
-    `is_retryable(error) -> bool`, where it has one, says so, the run is tried again after a pause: another attempt of
-    the same run, in the same stream. Frames and messages of the failed attempt stay.
+    The run is tried again after a pause when the exception is a `RetryableError`, or when the executor has a method
+    `is_retryable(error) -> bool` that says so: another attempt of the same run, in the same stream. Frames and messages
+    of the failed attempt stay.
+
+    `execute` and `is_retryable` are called on the agents' event loop. SystemExit and KeyboardInterrupt end the run
+    alone, in `execute` and in any task that it starts.
     """
 
     async def execute(self, run: ActiveRun) -> RunOutcome | None:

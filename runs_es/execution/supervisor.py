@@ -1,4 +1,4 @@
-"""The worker's own thread and event loop, so that an agent that blocks its loop does not stall anybody's stream.
+"""The worker's own thread and event loop, which no agent's code runs on: that has a loop of its own (agents_loop.py).
 
 Beside the worker runs the sweep (sweep.py). `restore` undoes what a run did to its thread's state.
 """
@@ -9,13 +9,13 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Collection
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import suppress
 
 from runs_es.domain import Run, Timeouts
 from runs_es.execution.agent_threads import AgentThreads, IsQuick
+from runs_es.execution.agents_loop import AgentsLoop, OpenExecutor, loop_class
 from runs_es.execution.blocking import blocking
 from runs_es.execution.jobs import Locate
-from runs_es.execution.protocol import RunExecutor
 from runs_es.execution.queue import JobQueue, QueueWorker
 from runs_es.execution.retry import Backoff
 from runs_es.execution.routes import Routes
@@ -26,16 +26,9 @@ from runs_es.log.decisions import Decisions
 from runs_es.log.event_log import EventLog
 from runs_es.settings import Settings
 
-try:
-    import uvloop
-except ModuleNotFoundError:  # there is none for Windows
-    uvloop = None  # type: ignore[assignment]
-
 logger = logging.getLogger(__name__)
 
-MAX_RESTARTS = 20
-
-OpenExecutor = Callable[[], AbstractAsyncContextManager[RunExecutor]]
+_RESTART_SECONDS = 1.0
 
 
 def limits_of(settings: Settings) -> WorkerLimits:
@@ -50,13 +43,8 @@ def limits_of(settings: Settings) -> WorkerLimits:
     )
 
 
-def _new_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's, where there is one: a run is some forty turns of the loop, and each takes a third less."""
-    return uvloop.new_event_loop() if uvloop is not None else asyncio.new_event_loop()
-
-
 class WorkerSupervisor:
-    """Runs a worker in this process. `open_executor` is entered on the worker's loop and left when it stops."""
+    """Runs a worker in this process. `open_executor` is entered on the agents' loop and left when that stops."""
 
     def __init__(
         self,
@@ -78,7 +66,6 @@ class WorkerSupervisor:
         self._log = log
         self._decisions = decisions
         self._queue = queue
-        self._open_executor = open_executor
         self._settings = settings
         self._active_threads = active_threads
         self._reap = reap
@@ -86,7 +73,16 @@ class WorkerSupervisor:
         self._accepts = accepts or (lambda _: True)
         self._routes, self._locate = routes, locate
         self._queues = frozenset(queues) or routes.queues
-        self._is_quick = is_quick
+        # For agents alone, see blocking.py; more than runs, because those of runs that timed out may hang in one still.
+        threads = AgentThreads(4 * settings.concurrency + 32, is_quick)
+        self._agents = AgentsLoop(
+            open_executor,
+            threads,
+            self._executing,
+            grace_seconds=settings.cancel_grace_seconds,
+            blocked_seconds=settings.blocked_loop_seconds,
+        )
+        self._worker: Worker | None = None
         self._jobs: QueueWorker | None = None
         self._ready = threading.Event()
         self._stopped = threading.Event()
@@ -97,6 +93,7 @@ class WorkerSupervisor:
 
     def start(self, timeout: float = 30.0) -> None:
         """Return once the worker fetches jobs. Raises what kept it from starting."""
+        self._agents.start(timeout)
         self._thread.start()
         self._ready.wait(timeout)
         if self._failure is not None:
@@ -114,74 +111,75 @@ class WorkerSupervisor:
     def stop(self) -> None:
         """Drain, and return when it is done."""
         self.drain()
-        self._thread.join(self._settings.drain_seconds + self._settings.cancel_grace_seconds + 10)
+        if self._thread.is_alive():
+            self._thread.join(self._settings.drain_seconds + self._settings.cancel_grace_seconds + 10)
+        self._agents.stop()
 
     @property
     def is_alive(self) -> bool:
         return self._thread.is_alive()
 
+    def _executing(self) -> list[str]:
+        return [] if self._worker is None else self._worker.executing
+
     def _main(self) -> None:
-        restarts = 0
         while True:
             try:
-                with asyncio.Runner(loop_factory=_new_loop) as runner:
+                with asyncio.Runner(loop_factory=loop_class()) as runner:
                     runner.run(self._run())
                 return
             except BaseException as error:
-                # Not even an agent's task that ends the process ends the worker: its runs are taken over by the next.
-                if not self._ready.is_set() or self._stopped.is_set() or restarts >= MAX_RESTARTS:
+                if not self._ready.is_set() or self._stopped.is_set():
                     self._failure = error
                     logger.exception("the worker stopped")
                     self._ready.set()
                     return
-                restarts += 1
-                logger.exception("the worker stopped; starting it again (%d of %d)", restarts, MAX_RESTARTS)
+                logger.exception("the worker stopped; starting it again")
+                self._stopped.wait(_RESTART_SECONDS)
 
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         settings = self._settings
-        # For agents alone, see blocking.py; more than runs, because those of runs that timed out may hang in one still.
-        self._loop.set_default_executor(AgentThreads(4 * settings.concurrency + 32, self._is_quick))
-        async with self._open_executor() as executor:
-            worker = Worker(
-                self._log,
-                self._decisions,
-                executor,
-                limits=limits_of(settings),
-                barrier=barrier(self._log.reader, self._log.schema, settings.append_wait_seconds),
-                restore=self._restore,
-                accepts=self._takes,
-                on_requeue=lambda thread_id, due_at: self._queue.wake(thread_id, due_at=due_at),
-            )
-            jobs = self._jobs = QueueWorker(
-                self._log.url,
-                self._log.schema,
-                worker.advance,
-                queues=self._queues,
-                locate=self._locate,
-                concurrency=settings.concurrency,
-                heartbeat_seconds=settings.heartbeat_seconds,
-                lease_seconds=settings.lease_seconds,
-                drain_seconds=settings.drain_seconds,
-            )
-            fetching = asyncio.create_task(jobs.run(self._ready.set))
-            sweep = Sweep(
-                jobs,
-                self._queue,
-                self._decisions,
-                self._active_threads,
-                worker_id=worker.worker_id,
-                accepts=self._accepts,
-                reap=self._reap,
-            )
-            sweeping = asyncio.create_task(self._sweep(sweep))
-            stopped = asyncio.create_task(self._stopping.wait())
-            await asyncio.wait((fetching, stopped), return_when=asyncio.FIRST_COMPLETED)
-            sweeping.cancel()
-            worker.drain()
-            jobs.stop()
-            await fetching
+        worker = self._worker = Worker(
+            self._log,
+            self._decisions,
+            self._agents.executor,
+            limits=limits_of(settings),
+            barrier=barrier(self._log.reader, self._log.schema, settings.append_wait_seconds),
+            restore=self._restore,
+            accepts=self._takes,
+            on_requeue=lambda thread_id, due_at: self._queue.wake(thread_id, due_at=due_at),
+            agents=self._agents.loop,
+        )
+        jobs = self._jobs = QueueWorker(
+            self._log.url,
+            self._log.schema,
+            worker.advance,
+            queues=self._queues,
+            locate=self._locate,
+            concurrency=settings.concurrency,
+            heartbeat_seconds=settings.heartbeat_seconds,
+            lease_seconds=settings.lease_seconds,
+            drain_seconds=settings.drain_seconds,
+        )
+        fetching = asyncio.create_task(jobs.run(self._ready.set))
+        sweep = Sweep(
+            jobs,
+            self._queue,
+            self._decisions,
+            self._active_threads,
+            worker_id=worker.worker_id,
+            accepts=self._accepts,
+            reap=self._reap,
+        )
+        sweeping = asyncio.create_task(self._sweep(sweep))
+        stopped = asyncio.create_task(self._stopping.wait())
+        await asyncio.wait((fetching, stopped), return_when=asyncio.FIRST_COMPLETED)
+        sweeping.cancel()
+        worker.drain()
+        jobs.stop()
+        await fetching
 
     def _takes(self, run: Run) -> bool:
         """Whether this worker executes it; one of another queue is left to that queue's workers, who are told."""

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import orjson
@@ -36,10 +37,12 @@ from runs_es.domain import (
     WriteConflict,
 )
 from runs_es.execution.attempt import Attempt
+from runs_es.execution.attempt_execution import AttemptExecution, Ended
+from runs_es.execution.attempt_failure import AgentExited, Failure, original_of
 from runs_es.execution.blocking import blocking
 from runs_es.execution.deadline import Deadline
-from runs_es.execution.failures import is_stores_own, log_failure, recorded_traceback
-from runs_es.execution.protocol import RetryableError, RunExecutor, RunOutcome
+from runs_es.execution.failures import log_failure
+from runs_es.execution.protocol import RunExecutor, RunOutcome
 from runs_es.execution.retry import Backoff
 from runs_es.log.append import Append, Appended, FactItem
 from runs_es.log.decisions import Decision, Decisions
@@ -50,15 +53,13 @@ from runs_es.process_log import bound
 
 logger = logging.getLogger(__name__)
 
-MAX_ERROR_TEXT = 16_384  # characters of a failure's text that are kept
-
 Barrier = Callable[[str], None]
 Restore = Callable[[str, str], None]
 Accepts = Callable[[Run], bool]
 
 
-class AgentExited(Exception):
-    """An agent called for the end of the process; only its run ends."""
+class DeadlinePassed(TimeoutError):
+    """The run's own time is up. Any other TimeoutError is an agent's, and an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +108,10 @@ class Claim:
 
 
 class Worker:
-    """Executes runs on one event loop. `barrier(thread_id)` is called once a run is claimed, and returns when no
-    checkpoint of an older claim is being written any more. `restore(thread_id, run_id)` undoes what a run did to its
+    """Claims and ends runs on one event loop, and executes them on `agents`, by default the same loop.
+
+    `barrier(thread_id)` is called once a run is claimed, and returns when no checkpoint of an older claim is being
+    written any more. `restore(thread_id, run_id)` undoes what a run did to its
     thread's state, before the run is rolled back in the log; called again, it does nothing. A run that it does not
     `accept`, due or in flight, is another worker's, and its thread waits for that one. `on_requeue(thread_id, due_at)`
     is told of runs put back for another attempt.
@@ -126,11 +129,13 @@ class Worker:
         accepts: Accepts | None = None,
         worker_id: str | None = None,
         on_requeue: Callable[[str, str | None], None] | None = None,
+        agents: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self.worker_id = worker_id or f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._log = log
         self._decisions = decisions
         self._executor = executor
+        self._agents = agents
         self._on_requeue = on_requeue
         self._limits = limits or WorkerLimits()
         self._barrier = barrier or (lambda _: None)
@@ -146,6 +151,12 @@ class Worker:
     def active(self) -> int:
         """Runs in execution now."""
         return len(self._attempts)
+
+    @property
+    def executing(self) -> list[str]:
+        """The ids of the runs in execution now. From any thread."""
+        with self._lock:
+            return [attempt.run.run_id for attempt in self._attempts.values()]
 
     async def advance(self, thread_id: str) -> None:
         """Execute what is due in the thread, one run after the other, until nothing is."""
@@ -196,6 +207,7 @@ class Worker:
             thread_is_new=claim.thread_is_new,
             provenance=self._provenance,
             buffer_bytes=self._limits.publish_buffer_bytes,
+            agents=self._agents,
         )
         with self._lock:
             self._attempts[run.thread_id] = attempt
@@ -206,30 +218,34 @@ class Worker:
     async def _execute(self, attempt: Attempt) -> bool:
         """Have the attempt executed and write its end. False when the run was lost to somebody else."""
         deadline = Deadline(attempt, self._timeouts_of(attempt.run))
-        task = asyncio.create_task(self._outcome(attempt, deadline), name=f"run {attempt.run.run_id}")
+        execution = AttemptExecution(
+            attempt, partial(self._outcome, attempt, deadline), partial(self._failure, attempt.run)
+        )
+        execution.start()
         try:
-            while not task.done():
-                await self._undisturbed(attempt, task, deadline)
-                if task.done():
+            while not execution.has_ended():
+                await self._undisturbed(attempt, deadline)
+                if execution.has_ended():
                     break
-                if attempt.disturbed.is_set() and not await self._still_ours(attempt, task):
+                if attempt.disturbed.is_set() and not await self._still_ours(attempt, execution):
                     return True
                 if (late := deadline.passed()) is not None:
-                    await self._stop(task)
-                    await self._close(attempt, TimeoutError(late), None)
+                    await self._stop(execution)
+                    await self._close(attempt, self._failure(attempt.run, DeadlinePassed(late)))
                     return True
-            await self._finish(attempt, task)
+            assert execution.ended is not None
+            await self._finish(attempt, execution.ended)
         except LeaseLost as error:
             logger.info("%s", error)
             return False
         except asyncio.CancelledError:
-            await self._hand_over(attempt, task)
+            await self._hand_over(attempt, execution)
             raise
         finally:
             with self._lock:
                 if self._attempts.get(attempt.run.thread_id) is attempt:
                     del self._attempts[attempt.run.thread_id]
-            await self._stop(task)
+            await self._stop(execution)
         return True
 
     def _timeouts_of(self, run: Run) -> Timeouts:
@@ -239,29 +255,58 @@ class Worker:
             logger.warning("run %s: %s", run.run_id, error)
             return self._limits.timeouts
 
-    async def _outcome(self, attempt: Attempt, deadline: Deadline) -> RunOutcome:
+    async def _outcome(self, attempt: Attempt, deadline: Deadline) -> RunOutcome | BaseException:
+        """How the agent's code ends. On the agents' loop; what would end that is not raised but returned."""
         if (late := deadline.passed()) is not None:  # an earlier attempt has used up the time
-            raise TimeoutError(late)
-        if not attempt.thread_is_new:
-            await blocking(self._barrier, attempt.run.thread_id)
+            return DeadlinePassed(late)
         try:
+            if not attempt.thread_is_new:
+                await blocking(self._barrier, attempt.run.thread_id)
             outcome = await self._executor.execute(attempt)
+            if outcome is not None and not isinstance(outcome, RunOutcome):
+                raise TypeError(f"the executor must return a RunOutcome or None, not {type(outcome).__name__}")
+        except (asyncio.CancelledError, GeneratorExit):
+            raise
         except (SystemExit, KeyboardInterrupt) as error:
-            # Through a task they would end the whole worker.
-            raise AgentExited(f"the agent ended its process: {error!r}") from error
-        if outcome is not None and not isinstance(outcome, RunOutcome):
-            raise TypeError(f"the executor must return a RunOutcome or None, not {type(outcome).__name__}")
+            return AgentExited(error)
+        except BaseException as error:  # noqa: BLE001  (whatever it is, it ends this run alone)
+            return error
         return outcome or RunOutcome()
 
-    async def _undisturbed(self, attempt: Attempt, task: asyncio.Task[RunOutcome], deadline: Deadline) -> None:
-        """Return when the executor ended, its deadline may have passed, or the run may be somebody else's by now."""
-        disturbed = asyncio.create_task(attempt.disturbed.wait())
-        try:
-            await asyncio.wait((task, disturbed), timeout=deadline.left(), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            disturbed.cancel()
+    def _failure(self, run: Run, error: BaseException) -> Failure:
+        """The failure that an exception is, logged with its traceback. For one of an agent, on the agents' loop."""
+        if isinstance(error, DeadlinePassed):
+            failure = Failure.late(str(error))
+        else:
+            failure = Failure.of(
+                error,
+                self._is_retryable,
+                show_errors=self._limits.show_errors,
+                max_event_bytes=self._log.max_event_bytes,
+            )
+        if not failure.lost_lease:
+            log_failure(original_of(error), is_retried=self._is_retried(run, failure), fields=self._fields(run))
+        return failure
 
-    async def _still_ours(self, attempt: Attempt, task: asyncio.Task[RunOutcome]) -> bool:
+    def _is_retried(self, run: Run, failure: Failure) -> bool:
+        return failure.may_pass and run.failed_attempts + 1 < self._limits.max_attempts
+
+    def _is_retryable(self, error: Exception) -> bool:
+        """What the executor says; its code too may be the agent's."""
+        ask = getattr(self._executor, "is_retryable", None)
+        try:
+            return ask is not None and bool(ask(error))
+        except BaseException:
+            logger.exception("the executor could not say whether an error may pass")
+            return False
+
+    async def _undisturbed(self, attempt: Attempt, deadline: Deadline) -> None:
+        """Return when the executor ended, its deadline may have passed, or the run may be somebody else's by now."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(deadline.left()):
+                await attempt.disturbed.wait()
+
+    async def _still_ours(self, attempt: Attempt, execution: AttemptExecution) -> bool:
         """Fold again. False: the run was cancelled, and is stopped and ended. Raises LeaseLost when it is another's."""
         attempt.disturbed.clear()
         thread_id = attempt.run.thread_id
@@ -273,51 +318,48 @@ class Worker:
         if run.cancel_requested is None and not attempt.writer.refused:
             attempt.writer.fence = head.fence  # raised by something that does not concern this run
             return True
-        await self._stop(task)
+        await self._stop(execution)
         await self._end(attempt, self._cancelled if run.cancel_requested else self._refused)
         return False
 
-    async def _stop(self, task: asyncio.Task[RunOutcome]) -> None:
+    async def _stop(self, execution: AttemptExecution) -> None:
         """Cancel the executor and give it its grace, once; what it does after that, the log refuses."""
-        if not task.done() and not task.cancelling():
-            task.cancel()
-            await asyncio.wait((task,), timeout=self._limits.cancel_grace_seconds)
-            if not task.done():
-                logger.warning("%s ignores cancellation; it can write nothing more", task.get_name())
+        await execution.stop(self._limits.cancel_grace_seconds)
 
-    async def _finish(self, attempt: Attempt, task: asyncio.Task[RunOutcome]) -> None:
+    async def _finish(self, attempt: Attempt, ended: Ended) -> None:
         """Close the attempt as its executor ended."""
-        error = asyncio.CancelledError("the executor cancelled itself") if task.cancelled() else task.exception()
-        await self._close(attempt, error, None if error is not None else task.result())
+        if not ended.interrupted:
+            await self._close(attempt, ended.failure, ended.outcome)
+            return
+        logger.warning("run %s is put back: another run's agent cancelled its tasks", attempt.run.run_id)
+        await self._put_back(attempt)
 
-    async def _close(self, attempt: Attempt, error: BaseException | None, outcome: RunOutcome | None) -> None:
+    async def _close(self, attempt: Attempt, failure: Failure | None, outcome: RunOutcome | None = None) -> None:
         """Write the terminal fact, or that the run is to be tried again, behind all frames. If that is refused, find
         out why.
         """
         try:
-            if isinstance(error, LeaseLost):
-                raise error
-            if error is not None and await self._retried(attempt, error):
+            if failure is not None and failure.lost_lease:
+                raise LeaseLost(failure.text)
+            if failure is not None and await self._retried(attempt, failure):
                 return
             try:
-                await self._write_end(attempt, error, outcome)
+                await self._write_end(attempt, failure, outcome)
             except (LimitExceeded, TypeError, ValueError) as unwritable:
                 # What it ended with cannot be stored; that is how it ended, then.
-                await self._write_end(attempt, unwritable, None)
+                await self._write_end(attempt, self._failure(attempt.run, unwritable), None)
         except (WriteConflict, LeaseLost):
             thread, _ = await blocking(self._decisions.look, attempt.run.thread_id)
             current = thread.claimed(attempt.run.run_id, attempt.claim_id)
             await self._end(attempt, self._cancelled if current.cancel_requested else self._refused)
 
-    async def _retried(self, attempt: Attempt, error: BaseException) -> bool:
+    async def _retried(self, attempt: Attempt, failure: Failure) -> bool:
         """Put the run back for another attempt, where its error may pass and there is an attempt left."""
         run = attempt.run.copy()
-        if run.failed_attempts + 1 >= self._limits.max_attempts or not self._may_pass(error):
+        if not self._is_retried(run, failure):
             return False
         due_at = self._limits.backoff.due_at(run, self._timeouts_of(run).wall)
-        told = {"error": _text(error), "error_type": type(error).__name__, **self._details(error)}
-        run.requeue(RequeueCause.RETRY, due_at=due_at, **told)
-        log_failure(error, is_retried=True, fields=self._fields(attempt.run))
+        run.requeue(RequeueCause.RETRY, due_at=due_at, **failure.recorded)
         who = replace(self._provenance, reason=f"attempt {run.attempt} failed with an error that may pass")
         items = [self._log.item(fact, who) for fact in run.pull_events()]
         await asyncio.shield(asyncio.wrap_future(attempt.record(*items, last=True)))
@@ -325,31 +367,12 @@ class Worker:
             await blocking(self._on_requeue, run.thread_id, due_at)
         return True
 
-    def _details(self, error: BaseException) -> dict[str, Any]:
-        """What is recorded of an error beside its text: its traceback, and whether clients may read the text."""
-        hidden = not self._limits.show_errors and not is_stores_own(error)
-        return {"traceback": recorded_traceback(error, self._log.max_event_bytes), "error_hidden": hidden}
-
-    def _may_pass(self, error: BaseException) -> bool:
-        if isinstance(error, RetryableError | StoreUnavailable):
-            return True
-        ask = getattr(self._executor, "is_retryable", None)
-        if ask is None or isinstance(error, TimeoutError) or not isinstance(error, Exception):
-            return False
-        try:
-            return bool(ask(error))
-        except Exception:
-            logger.exception("the executor could not say whether an error may pass")
-            return False
-
-    async def _write_end(self, attempt: Attempt, error: BaseException | None, outcome: RunOutcome | None) -> None:
+    async def _write_end(self, attempt: Attempt, failure: Failure | None, outcome: RunOutcome | None) -> None:
         """How the attempt ended, as frame and fact; nothing is written before all of it is known to be writable."""
 
-        details = self._details(error) if error is not None else {}
-
         def mark(run: Run) -> None:
-            if error is not None:
-                _mark_failed(run, error, details)
+            if failure is not None:
+                _mark_failed(run, failure)
             else:
                 assert outcome is not None
                 run.mark_completed(interrupts=outcome.interrupts, checkpoint_id=outcome.checkpoint_id)
@@ -357,19 +380,16 @@ class Worker:
         run = attempt.run.copy()
         mark(run)
         who = self._provenance
-        if error is not None and self._may_pass(error):
+        if failure is not None and failure.may_pass:
             who = replace(who, reason=f"gave up after {run.failed_attempts + 1} attempts")
         items = [self._log.item(fact, who) for fact in run.pull_events()]
-        if error is not None:
-            log_failure(error, is_retried=False, fields=self._fields(run))
         if run.scope is RunScope.TEMPORARY_THREAD:
             await attempt.flush()  # its end takes the thread along, and that is a decision on all of the thread
             await self._end(attempt, mark, who)
             return
-        if error is not None:
-            attempt.writer.publish(_error_frame(run))
+        frames = [] if failure is None else [_error_frame(run)]
         # Shielded: a shutdown may stop our waiting, never the end's being written.
-        await asyncio.shield(asyncio.wrap_future(attempt.record(*items, last=True)))
+        await asyncio.shield(asyncio.wrap_future(attempt.record(*items, frames=frames, last=True)))
 
     async def _end(self, attempt: Attempt, how: Callable[[Run], None], who: Provenance | None = None) -> None:
         """End the run by a decision on the thread as it is now, if the claim still stands. A cancel by then wins."""
@@ -390,9 +410,13 @@ class Worker:
     def _refused(run: Run) -> None:
         run.mark_failed("the log refused this attempt's writes", error_type="WriteConflict")
 
-    async def _hand_over(self, attempt: Attempt, task: asyncio.Task[RunOutcome]) -> None:
+    async def _hand_over(self, attempt: Attempt, execution: AttemptExecution) -> None:
         """The worker is shutting down in the middle of a run: put it back for another."""
-        await self._stop(task)
+        await self._stop(execution)
+        await self._put_back(attempt)
+
+    async def _put_back(self, attempt: Attempt) -> None:
+        """Have the run executed again by whichever worker comes next; this attempt does not count against it."""
         try:
             with suppress(TimeoutError):  # where there is no room for its frames: nobody has seen them
                 async with asyncio.timeout(self._limits.cancel_grace_seconds):
@@ -447,17 +471,11 @@ def decision(run: Run, facts: Sequence[Fact], restore: Restore) -> Decision:
     return Decision(facts)
 
 
-def _text(error: BaseException) -> str:
-    # What an exception says is not ours to trust: it may be endless, or hold what no JSON can.
-    return str(error)[:MAX_ERROR_TEXT].encode("utf-8", "replace").decode().replace("\x00", "\ufffd")
-
-
-def _mark_failed(run: Run, error: BaseException, details: Mapping[str, Any]) -> None:
-    kind, text = type(error).__name__, _text(error)
-    if isinstance(error, TimeoutError):
-        run.mark_timed_out(text or "run timed out", error_type=kind, **details)
+def _mark_failed(run: Run, failure: Failure) -> None:
+    if failure.is_late:
+        run.mark_timed_out(**failure.recorded)
     else:
-        run.mark_failed(text, error_type=kind, **details)
+        run.mark_failed(**failure.recorded)
 
 
 def _error_frame(run: Run) -> bytes:

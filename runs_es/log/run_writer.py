@@ -6,7 +6,7 @@ it has queued and all that it will ever try.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from runs_es.domain import LeaseLost
@@ -54,27 +54,33 @@ class RunWriter:
 
     def publish(self, *bodies: bytes) -> None:
         """Queue frames' bodies, in order. Raises LeaseLost when this writer has been refused."""
-        size = sum(map(len, bodies))
         with self._log.lock:
             request = self._request()
-            last = request.items[-1] if request.items else None
-            if isinstance(last, PageItem):
-                last.extend(bodies, size)
-            else:
-                request.items.append(PageItem(self.run_id, list(bodies)))
-            self._frames += len(bodies)
-            self._open_bytes += size
-            self._queued += size
+            self._add_frames(request, bodies)
             self._enqueue(request)
 
-    def record(self, *facts: FactItem, last: bool = False) -> Future[Appended]:
-        """Queue facts behind all that was published before; the future is that of the request they are in.
+    def _add_frames(self, request: Append, bodies: Sequence[bytes]) -> None:
+        size = sum(map(len, bodies))
+        last = request.items[-1] if request.items else None
+        if isinstance(last, PageItem):
+            last.extend(bodies, size)
+        else:
+            request.items.append(PageItem(self.run_id, list(bodies)))
+        self._frames += len(bodies)
+        self._open_bytes += size
+        self._queued += size
+
+    def record(self, *facts: FactItem, frames: Sequence[bytes] = (), last: bool = False) -> Future[Appended]:
+        """Queue facts behind all that was published before; the future is that of the request they are in. No frame of
+        another thread comes between `frames` and the facts.
 
         With `last` nothing may follow them: whoever still publishes is refused.
         """
         size = sum(len(item.state) for item in facts)
         with self._log.lock:
             request = self._request()
+            if frames:
+                self._add_frames(request, frames)
             request.items.extend(facts)
             self._open_bytes += size
             self._queued += size

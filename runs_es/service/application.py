@@ -191,8 +191,8 @@ class RunsApplicationService:
 
     async def result(self, thread_id: str, run_id: str) -> Any:
         """What the run came to, once it has ended: its last `values` frame, else `{}`; for a failure
-        `{"__error__": {"error", "message"}}`; nothing came of one that was rolled back. Raises FramesGone when
-        retention may have taken that frame.
+        `{"__error__": {"error", "message"}}`; nothing came of one that was rolled back. Raises RunNotFound for a run
+        that was deleted, also while it was waited for, and FramesGone when retention may have taken that frame.
         """
         await self.ended(thread_id, run_id)
         return await self._call(self._result, thread_id, run_id)
@@ -339,16 +339,28 @@ class RunsApplicationService:
         return RunStreamHandle(run_id=run_id, thread_id=thread_id, events=events, stream=stream)
 
     def _result(self, thread_id: str, run_id: str) -> Any:
-        run = Run.fold(recorded.fact for recorded in self._reader.run_facts(run_id, thread_id))
-        if run is not None and run.is_rolled_back:
+        run = self._runs.get(run_id, thread_id=thread_id) or self._gone(thread_id, run_id)
+        if run.is_rolled_back:
             return {}
-        if run is not None and run.status in (RunStatus.ERROR, RunStatus.TIMEOUT):
+        if run.status in (RunStatus.ERROR, RunStatus.TIMEOUT):
             return {"__error__": {"error": run.error_type or "Error", "message": run.error or ""}}
         bounds = self._reader.bounds(thread_id, run_id)
         if bounds is None or bounds.started is None or bounds.ended is None:
             return {}
         values = last_values(self._reader, thread_id, run_id, bounds.started, bounds.ended)
-        return _with_questions(values, run) if run is not None else values
+        return _with_questions(values, run)
+
+    def _gone(self, thread_id: str, run_id: str) -> Run:
+        """A run that no read model has any more, but has a result: rolled back, or gone with its temporary thread.
+
+        Raises RunNotFound for one that was deleted, or whose thread was.
+        """
+        run = Run.fold(recorded.fact for recorded in self._reader.run_facts(run_id, thread_id))
+        if run is None:
+            raise RunNotFound(run_id)
+        if not run.is_rolled_back and (run.deleted or run.scope is not RunScope.TEMPORARY_THREAD):
+            raise RunNotFound(run_id)
+        return run
 
     async def _call(self, function: Callable[..., T], *arguments: object) -> T:
         call = partial(copy_context().run, function, *arguments)

@@ -43,11 +43,16 @@ def configuration(folder: Path, **keys: object) -> Path:
 
 
 @pytest.fixture
+def show_errors() -> str:
+    return "always"
+
+
+@pytest.fixture
 async def client(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, show_errors: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[httpx.AsyncClient]:
     monkeypatch.setattr(sys, "path", list(sys.path))
-    quick = settings.model_copy(update={"drain_seconds": 0, "stream_heartbeat_seconds": 0.05})
+    quick = settings.model_copy(update={"drain_seconds": 0, "show_errors": show_errors})
     with open_store(quick, config=configuration(tmp_path)) as store:
         async with client_of(store, quick) as client:
             yield client
@@ -68,6 +73,17 @@ async def test_a_broken_graph_is_listed_as_broken_and_its_runs_fail_saying_so(cl
     assert (await client.get(f"/threads/{thread}")).json()["values"] is None
     found = await client.post("/threads/search", json={"ids": [thread]})
     assert [each["status"] for each in found.json()] == ["error"]
+
+
+@pytest.mark.parametrize("show_errors", ["never"])
+async def test_clients_that_may_not_see_errors_do_not_see_what_the_module_raised(client: httpx.AsyncClient) -> None:
+    listed = {each["graph_id"]: each for each in (await client.post("/assistants/search", json={})).json()}
+    assert listed["broken"]["error"] == "An internal error occurred (id broken)"
+    schemas = await client.get(f"/assistants/{assistant_id('broken')}/schemas")
+    assert schemas.json() == {"detail": "An internal error occurred (id broken)"}
+    failed = await client.post("/runs/wait", json={"assistant_id": "broken", "input": {}})
+    assert "RUNS_ES_T_NO_SUCH_KEY" not in failed.text
+    assert failed.json()["__error__"]["message"].startswith("An internal error occurred (id ")
 
 
 async def test_the_others_are_served_all_the_same(client: httpx.AsyncClient) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import uuid
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +13,10 @@ import pytest
 
 from runs_api.caller import Caller
 from runs_api.delivery import Delivery
+from runs_api.edge import Edge
 from runs_es.domain import Provenance
 from runs_es.log import retention
+from runs_es.settings import Settings
 from runs_projections.wiring import Store
 from tests.api.asgi import Connection
 from tests.api.conftest import ScriptedExecutor, events_of, new_thread
@@ -271,6 +275,29 @@ async def test_a_deleted_run_is_gone(client: httpx.AsyncClient):
     for answer in (await client.get(where), await client.delete(where), await client.get(f"{where}/stream")):
         assert answer.status_code == 404
     assert (await client.get(f"/threads/{thread}/runs")).json() == []
+
+
+@pytest.mark.parametrize("what", ["queued", "running", "thread"])
+async def test_who_waits_for_a_run_that_is_deleted_has_the_platforms_error(
+    client: httpx.AsyncClient, store: Store, store_settings: Settings, what: str
+):
+    thread = await new_thread(client)
+    run, _ = await held_run(client, thread)
+    if what == "queued":
+        run, _ = await held_run(client, thread)
+    edge = Edge(store, store_settings)
+    delivery = Delivery(edge, Caller(None, Provenance()))
+    where = {"location": "/here", "content_location": "/here"}
+    connection = Connection()
+    response = await delivery.joined_result(run, thread, cancels=False, **where)
+    waiting = connection.start(response)
+    await connection.until(b"\n")
+    path = f"/threads/{thread}" if what == "thread" else f"/threads/{thread}/runs/{run}"
+    assert (await client.delete(path)).status_code == 204
+    await asyncio.wait_for(waiting, 20)
+    edge.close()
+    assert connection.messages[0]["status"] == 200
+    assert json.loads(connection.body) == {"__error__": {"error": "HTTPException", "message": "404: Run not found"}}
 
 
 async def test_a_run_waits_for_its_time(client: httpx.AsyncClient):

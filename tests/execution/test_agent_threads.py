@@ -32,6 +32,22 @@ async def test_what_quick_work_raises_is_its_callers() -> None:
         await where(AgentThreads(1, lambda *_: True), int, "no number")
 
 
+@pytest.mark.parametrize("is_quick", [True, False])
+async def test_nothing_that_work_raises_keeps_its_caller_waiting(is_quick: bool) -> None:
+    """Nor ends the thread or the loop."""
+    threads = AgentThreads(1, lambda *_: is_quick)
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        await asyncio.wait_for(where(threads, next, iter(())), 10)
+    for error in (SystemExit, KeyboardInterrupt, GeneratorExit):
+        with pytest.raises(error):
+            await where(threads, raising, error)
+    assert await where(threads, int, "4") == 4
+
+
+def raising(error: type[BaseException]) -> None:
+    raise error
+
+
 async def test_what_was_not_asked_for_by_to_thread_has_a_thread() -> None:
     threads = AgentThreads(1, lambda *_: True)
     assert await asyncio.get_running_loop().run_in_executor(threads, threading.get_ident) != threading.get_ident()

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk, AnyMessage, HumanMessage, ToolMessage
+from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.config import get_stream_writer
 from langgraph.graph import END, START, StateGraph
@@ -563,6 +564,17 @@ async def test_a_checkpointer_that_the_graph_was_compiled_with_is_not_used() -> 
     await executor_of(graph, ours).execute(RecordedRun({"input": {"steps": []}}))
     assert ours.storage
     assert not theirs.storage
+
+
+@pytest.mark.parametrize(("known", "seen"), [(None, "alice"), ("ada", "ada")])
+async def test_a_node_sees_the_user_that_the_client_names_when_none_is_known(known: str | None, seen: str) -> None:
+    async def look(state: dict[str, Any], config: RunnableConfig) -> dict[str, Any]:
+        return {"steps": [config["configurable"]["user_id"]]}
+
+    asked = {"input": {"steps": []}, "config": {"configurable": {"user_id": "alice"}}}
+    run = RecordedRun(asked, user_id=known)
+    await executor_of(one_node(look)).execute(run)
+    assert run.frames[-1] == ("values", {"steps": [seen]})
 
 
 async def test_context_reaches_the_graph() -> None:

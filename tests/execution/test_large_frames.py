@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from runs_es.domain import LimitExceeded, Run
 from runs_es.execution.langgraph.large_frames import shortened, shortened_state
 from runs_es.execution.omissions import short_message
 from runs_es.settings import Settings
-from runs_projections.wiring import open_store
+from runs_es.webhooks.payload import ended_run
+from runs_es.webhooks.state_left import open_state_left
+from runs_projections.wiring import Store, open_store
 from tests.api.conftest import client_of, events_of, new_thread
 
 IMAGE = 40_000
@@ -53,16 +56,19 @@ def image(size: int = IMAGE) -> dict[str, Any]:
 
 
 @pytest.fixture
-async def client(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[httpx.AsyncClient]:
+def store(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "large.py").write_text(GRAPH)
     (tmp_path / "langgraph.json").write_text('{"graphs": {"agent": "./large.py:graph"}}')
     small = settings.model_copy(update={"drain_seconds": 0, "max_frame_bytes": LIMIT})
-    with open_store(small, config=tmp_path / "langgraph.json") as store:
-        async with client_of(store, small) as client:
-            yield client
+    with open_store(small, config=tmp_path / "langgraph.json") as opened:
+        yield opened
+
+
+@pytest.fixture
+async def client(store: Store) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(store, store.settings) as client:
+        yield client
 
 
 async def streamed(client: httpx.AsyncClient, thread: str, modes: list[str], **given: Any) -> list[tuple[str, Any]]:
@@ -97,6 +103,20 @@ async def test_a_thread_whose_state_outgrows_a_frame_goes_on(client: httpx.Async
     assert [len(orjson.dumps(message)) > IMAGE for message in waited.json()["messages"][:6]] == [True, False] * 3
     listed = (await client.get(f"/threads/{thread}/messages")).json()
     assert [len(orjson.dumps(each["content"])) > IMAGE for each in listed[:6]] == [True, False] * 3
+
+
+async def test_a_webhook_has_the_whole_state_when_the_last_frame_was_too_large(
+    client: httpx.AsyncClient, store: Store
+) -> None:
+    thread = await new_thread(client)
+    await streamed(client, thread, ["values"], messages=[image(10)], count=2 * LIMIT)
+    (run,) = (await client.get(f"/threads/{thread}/runs")).json()
+    ended = await asyncio.to_thread(ended_run, store.log.reader, thread, run["run_id"])
+    assert ended is not None
+    assert ended.values is None, "not what stands in for them: the deliverer then asks for the state"
+    assert store.registry is not None
+    async with open_state_left(store.registry, store.database.url, store.settings.db_schema) as state_left:
+        assert len((await state_left(ended.run))["blob"]) == 2 * LIMIT
 
 
 async def test_a_message_that_is_too_large_itself_is_listed_short_and_recorded_once(client: httpx.AsyncClient) -> None:

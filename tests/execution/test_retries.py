@@ -140,7 +140,7 @@ async def test_after_the_last_attempt_the_run_fails_with_its_error_and_the_numbe
     ("kind", "attempts", "end"),
     [
         ("connection", 2, RunStatus.SUCCESS),
-        ("timeout", 1, RunStatus.TIMEOUT),
+        ("timeout", 2, RunStatus.SUCCESS),
         ("bug", 1, RunStatus.ERROR),
         ("judge fails", 1, RunStatus.ERROR),
     ],

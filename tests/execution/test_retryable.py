@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 from pathlib import Path
 
@@ -89,6 +90,8 @@ def answered(status: int) -> httpx.HTTPStatusError:
         APIStatusError(529),
         answered(503),
         psycopg.OperationalError("the server closed the connection"),
+        TimeoutError(errno.ETIMEDOUT, "Connection timed out"),
+        OSError(errno.EHOSTUNREACH, "No route to host"),
     ],
     ids=repr,
 )
@@ -106,6 +109,8 @@ def test_networks_overloaded_providers_and_an_absent_database_may_pass(error: Ex
         answered(404),
         psycopg.ProgrammingError("no such table"),
         FileNotFoundError(),
+        TimeoutError("a time that the graph set itself"),
+        OSError("without a number"),
     ],
     ids=repr,
 )

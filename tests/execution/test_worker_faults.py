@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -50,6 +51,11 @@ class Scripted:
         return outcome
 
 
+def given(executor: Scripted) -> Callable[[], AbstractAsyncContextManager[Scripted]]:
+    """What opens the executor on the agents' loop."""
+    return lambda: nullcontext(executor)
+
+
 async def within(settings: Settings, executor: Scripted, body: Callable[[Store], Awaitable[None]]) -> None:
     store = await asyncio.to_thread(lambda: open_store(settings.model_copy(update=QUICK), executor=executor))
     try:
@@ -69,6 +75,18 @@ def topics(store: Store, thread_id: str = "t") -> list[str]:
 async def stream_of(store: Store, thread_id: str, run_id: str) -> list[tuple[str, Any]]:
     stream = await store.service._open(thread_id, run_id, 0, 15.0)
     return [(event.event, event.data) async for event in stream.events if event.id]
+
+
+class Falsy(Exception):
+    def __bool__(self) -> bool:
+        return False
+
+
+class Unprintable(Exception):
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+    __repr__ = __str__
 
 
 async def quick(_: ActiveRun) -> None:
@@ -198,13 +216,78 @@ async def test_an_agent_that_ends_its_process_ends_only_its_run(settings: Settin
     await within(settings, Scripted(leave=leave, leave_from_a_task=leave_from_a_task, quick=quick), body)
 
 
+async def test_an_agent_that_cancels_all_tasks_ends_its_run_and_others_are_put_back(settings: Settings) -> None:
+    began = threading.Event()
+
+    async def wait_once(run: ActiveRun) -> None:
+        began.set()
+        if run.attempt == 1:
+            await asyncio.Event().wait()
+
+    async def cancel_all(_: ActiveRun) -> None:
+        for task in asyncio.all_tasks():
+            task.cancel()
+        await asyncio.Event().wait()
+
+    async def body(store: Store) -> None:
+        other = await store.service.create_background(command("wait_once", "other"))
+        await asyncio.to_thread(began.wait, 20)
+        bad = await store.service.create_background(command("cancel_all"))
+        events = await stream_of(store, "t", bad.run_id)
+        assert events[1][1]["error"] == "OtherRunsCancelled"
+        await store.service.ended("other", other.run_id)
+        found = await store.service.get_run(GetRunQuery(run_id=other.run_id))
+        assert found is not None
+        assert (found.status, found.attempt) == ("success", 2)
+        (put_back,) = store.log.reader.facts("other", topics=["run.requeued"])
+        assert put_back.fact.cause == "worker_stopped", "no attempt is counted"  # type: ignore[attr-defined]
+        assert topics(store).count("run.claimed") == 1
+
+    await within(settings, Scripted(wait_once=wait_once, cancel_all=cancel_all), body)
+
+
+async def test_a_run_that_blocks_its_loop_ends_when_its_time_is_up(settings: Settings) -> None:
+    release = threading.Event()
+
+    async def block(_: ActiveRun) -> None:
+        release.wait(30)
+
+    async def body(store: Store) -> None:
+        run = await store.service.create_background(command("block", config={"timeout_seconds": 0.3}))
+        events = await stream_of(store, "t", run.run_id)
+        assert events[-2][1]["error"] == "TimeoutError"
+        assert not release.is_set()
+        release.set()
+        after = await store.service.create_background(command("quick"))
+        await store.service.ended("t", after.run_id)
+        assert topics(store).count("run.failed") == 1
+
+    try:
+        await within(settings, Scripted(block=block, quick=quick), body)
+    finally:
+        release.set()
+
+
 @pytest.mark.parametrize(
     ("what", "kind"),
-    [("surrogate", "ValueError"), ("huge", "ValueError"), ("wrong", "TypeError"), ("unstorable", "ValueError")],
+    [
+        ("falsy", "Falsy"),
+        ("unprintable", "Unprintable"),
+        ("surrogate", "ValueError"),
+        ("huge", "ValueError"),
+        ("wrong", "TypeError"),
+        ("unstorable", "ValueError"),
+    ],
 )
 async def test_an_end_that_cannot_be_written_is_an_error_at_the_first_attempt(
     settings: Settings, what: str, kind: str
 ) -> None:
+    async def falsy(_: ActiveRun) -> None:
+        raise Falsy
+
+    async def unprintable(_: ActiveRun) -> None:
+        raise Unprintable
+
     async def surrogate(_: ActiveRun) -> None:
         raise ValueError("a file called \udcff and a NUL \x00")
 
@@ -217,7 +300,9 @@ async def test_an_end_that_cannot_be_written_is_an_error_at_the_first_attempt(
     async def unstorable(_: ActiveRun) -> RunOutcome:
         return RunOutcome(interrupts={"task": [{"value": object()}]})
 
-    executor = Scripted(surrogate=surrogate, huge=huge, wrong=wrong, unstorable=unstorable)
+    executor = Scripted(
+        falsy=falsy, unprintable=unprintable, surrogate=surrogate, huge=huge, wrong=wrong, unstorable=unstorable
+    )
 
     async def body(store: Store) -> None:
         run = await store.service.create_background(command(what))

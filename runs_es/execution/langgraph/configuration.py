@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runs_es.domain.facts import hidden_error
 from runs_es.execution.own_frames import last_own_frame
 
 logger = logging.getLogger(__name__)
@@ -48,9 +49,21 @@ class GraphLoadError(Exception):
     `problem` is the message without the name of the graph and without the path of its configuration.
     """
 
-    def __init__(self, message: str, problem: str | None = None) -> None:
+    def __init__(self, message: str, problem: str | None = None, graph_id: str = "") -> None:
         super().__init__(message)
         self.problem = message if problem is None else problem
+        self.graph_id = graph_id
+
+    def again(self) -> GraphLoadError:
+        """The same error, to be raised in another thread."""
+        twin = GraphLoadError(str(self), self.problem, self.graph_id)
+        twin.__cause__ = self.__cause__
+        return twin
+
+    def shown(self, show_errors: bool) -> str:
+        """The problem as clients see it. Without `show_errors` not what the user's code raised: it may hold secrets."""
+        hidden = not show_errors and self.__cause__ is not None
+        return hidden_error(self.graph_id) if hidden else self.problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +86,7 @@ class GraphSource:
 
     def error(self, problem: str) -> GraphLoadError:
         where = f" of {self.config}" if self.config else ""
-        return GraphLoadError(f"graph {self.name!r}{where}: {problem}", problem)
+        return GraphLoadError(f"graph {self.name!r}{where}: {problem}", problem, self.name)
 
     def failure(self, what: str, error: BaseException) -> GraphLoadError:
         """The error for user code that raised, with the last frame of that code."""

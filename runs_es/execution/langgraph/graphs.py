@@ -201,8 +201,7 @@ class GraphRegistry:
         source = self._source_of(name)
         with self._loading[name]:
             if name in self._broken:
-                broken = self._broken[name]
-                raise GraphLoadError(str(broken), broken.problem) from broken.__cause__
+                raise self._broken[name].again()
             if name not in self._loaded:
                 try:
                     self._loaded[name] = _load(source)
@@ -229,7 +228,7 @@ class GraphRegistry:
             with self._showing:
                 if self._shown.get(name) is made:
                     del self._shown[name]
-            raise GraphLoadError(str(error), error.problem) from error.__cause__
+            raise error.again() from error.__cause__
 
     def _source_of(self, name: str) -> GraphSource:
         if name in self.external:

@@ -7,17 +7,23 @@ what it knows to pass.
 
 from __future__ import annotations
 
+import errno
+
 import psycopg
 
 # Of the standard library, requests, httpx, and the clients of OpenAI and Anthropic: by name, since none of these need
 # be installed.
 _NAMES = frozenset({"ConnectionError", "TransportError", "APIConnectionError"})
+# A connection that was not answered in time is a TimeoutError, and a host out of reach an OSError: neither has a class.
+_ERRNOS = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN})
 _STATUSES = frozenset({408, 429, 502, 503, 504, 529})
 
 
 def may_pass(error: Exception) -> bool:
     """Whether another attempt after a pause may succeed."""
     if isinstance(error, psycopg.OperationalError):
+        return True
+    if isinstance(error, OSError) and error.errno in _ERRNOS:
         return True
     return _status_of(error) in _STATUSES or any(kind.__name__ in _NAMES for kind in type(error).__mro__)
 

@@ -51,8 +51,9 @@ class GraphStateReader:
         graph = await self._graph(graph_id)
         try:
             return self._state(await graph.aget_state(config, subgraphs=subgraphs))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             # The newest state may have writes pending that the graph's own reducers refuse; a run has failed on them.
+            # A reducer that calls for the end of the process must not end the server that reads.
             logger.warning(
                 "the state of thread %s is read without what its last run left pending", thread_id, exc_info=error
             )
