@@ -483,7 +483,7 @@ async def test_a_stateless_run_takes_its_thread_along(client: httpx.AsyncClient)
 async def test_without_a_token_a_request_with_any_header_of_a_proxy_or_a_browser_is_refused(
     client: httpx.AsyncClient, header: str
 ):
-    answer = await client.post("/workers/claim", json={"worker_id": "w"}, headers={header: "127.0.0.1"})
+    answer = await client.post("/workers/claim", json={"worker_id": "w"}, headers={header: "http://localhost"})
     assert answer.status_code == 403
     assert f"the header {header.lower()}" in answer.json()["detail"]
     assert "RUNS_ES_WORKER_TOKEN" in answer.json()["detail"]

@@ -44,16 +44,18 @@ def memory_mib(pid: int) -> float:
 
 
 class Beside:
-    """Asks `/ok` all the time in a thread of its own; `worst` is the longest answer, in ms."""
+    """Asks `/ok` all the time in a thread; `worst` is the longest answer in ms, `peak` the server's memory in MiB."""
 
-    def __init__(self, url: str) -> None:
-        self.worst = 0.0
+    def __init__(self, server: Server) -> None:
+        self.worst = self.peak = 0.0
+        self._server = server
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._ask, args=(url,))
+        self._thread = threading.Thread(target=self._ask)
 
-    def _ask(self, url: str) -> None:
-        with httpx.Client(base_url=url, timeout=60) as client:
+    def _ask(self) -> None:
+        with httpx.Client(base_url=self._server.url, timeout=60) as client:
             while not self._stopping.wait(0.002):
+                self.peak = max(self.peak, memory_mib(self._server.pid))
                 started = time.perf_counter()
                 client.get("/ok")
                 self.worst = max(self.worst, 1000 * (time.perf_counter() - started))
@@ -74,7 +76,7 @@ def bodies(server: Server) -> None:
             body = b'{"assistant_id": "agent", "after_seconds": 86400, "input": {"x": [' + inside + b"]}}"
             before = cpu_seconds(server.pid)
             statuses = set()
-            with Beside(server.url) as beside:
+            with Beside(server) as beside:
                 started = time.perf_counter()
                 for _ in range(TIMES):
                     statuses.add(
@@ -116,22 +118,20 @@ def recorded_run(database_url: str) -> str:
 
 def readers(server: Server, path: str) -> None:
     """Joins that send their request and read nothing; what the process needs meanwhile, and after."""
-    before = peak = memory_mib(server.pid)
-    with ExitStack() as open_ones:
+    before = memory_mib(server.pid)
+    with ExitStack() as open_ones, Beside(server) as beside:
         for _ in range(READERS):
             connection = open_ones.enter_context(socket.create_connection(("127.0.0.1", server.port)))
             connection.sendall(b"GET %b HTTP/1.1\r\nHost: localhost\r\n\r\n" % path.encode())
         until = time.monotonic() + 45  # longer than RUNS_ES_SEND_TIMEOUT_SECONDS
-        with httpx.Client(base_url=server.url, timeout=60) as client, Beside(server.url) as beside:
+        with httpx.Client(base_url=server.url, timeout=60) as client:
             started = time.perf_counter()
             with client.stream("GET", path) as response:
                 size = sum(len(chunk) for chunk in response.iter_raw())
             took = time.perf_counter() - started
-            while time.monotonic() < until:
-                peak = max(peak, memory_mib(server.pid))
-                time.sleep(0.1)
+        time.sleep(max(until - time.monotonic(), 0))
     time.sleep(60)
-    rows = [["before", before], ["at the peak", peak], ["a minute after", memory_mib(server.pid)]]
+    rows = [["before", before], ["at the peak", beside.peak], ["a minute after", memory_mib(server.pid)]]
     show(
         f"{READERS} joins of a run of {size / MIB:.0f} MiB that never read: MiB of the server's process",
         ["", "MiB"],
