@@ -251,8 +251,7 @@ class LogWriter:
             if not probe.set_running_or_notify_cancel():
                 continue
             try:
-                connection = self._connection if not self._is_lost() else None
-                connection = connection or self._connect()
+                connection = self._connect() if self._is_lost() else self._current_connection()
                 connection.execute(append.APPEND_PAGES, append.page_parameters([], self._segment), binary=True)
                 facts = append.fact_parameters([], self._segment, self._lock_key)
                 connection.execute(append.APPEND_FACTS, facts, binary=True)
