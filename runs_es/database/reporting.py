@@ -25,7 +25,8 @@ _lock = threading.Lock()
 def report(logger: logging.Logger, error: BaseException, what: str, *arguments: object) -> None:
     """Log that `what` failed and is tried again.
 
-    With the traceback, unless the error is one of the store's own or of a read-only database; the same again only at DEBUG for a minute.
+    With the traceback, unless the error is one of the store's own or of a read-only database; the same again only at
+    DEBUG for a minute.
     """
     text = what % arguments if arguments else what
     if is_lost(error):
