@@ -182,13 +182,20 @@ class _Guards:
             return
         raise LoopStopped("the agent ended the threads that it shares with other runs")
 
+    async def shutdown_asyncgens(self) -> None:
+        if EXECUTING.get() is None:
+            await self._loop.shutdown_asyncgens()
+            return
+        # They hold what every run needs, such as the pool of connections, which would be closed with them.
+        raise LoopStopped("the agent closed the generators that it shares with other runs")
+
     @property
     def _loop(self) -> Any:
         return super()
 
 
 class LoopStopped(Exception):
-    """An agent called for the end of the event loop or the threads that all runs of the worker share."""
+    """An agent called for the end of the event loop, the threads or the generators that all runs of the worker share."""
 
 
 def guarded_loop(base: type[asyncio.AbstractEventLoop]) -> Any:

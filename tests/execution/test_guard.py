@@ -8,7 +8,7 @@ import inspect
 import logging
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextvars import Context, ContextVar, copy_context
 from typing import Any
@@ -263,6 +263,30 @@ def test_the_threads_of_all_runs_cannot_be_ended_by_an_agent(agents: Loop) -> No
         return await asyncio.to_thread(int, "4")
 
     assert agents.begin(body, Recorded()).result(10) == 4
+
+
+def test_the_generators_of_all_runs_cannot_be_closed_by_an_agent(agents: Loop) -> None:
+    began, gone = threading.Event(), threading.Event()
+
+    async def numbers() -> AsyncIterator[int]:
+        began.set()
+        yield 1
+        while not gone.is_set():
+            await asyncio.sleep(0)
+        yield 2
+
+    async def of_another_run() -> list[int]:
+        return [number async for number in numbers()]
+
+    async def body() -> None:
+        await asyncio.get_running_loop().shutdown_asyncgens()
+
+    other = agents.begin(of_another_run, Recorded("other"))
+    assert began.wait(10)
+    with pytest.raises(Exception, match="generators that it shares"):
+        agents.begin(body, Recorded()).result(10)
+    gone.set()
+    assert other.result(10) == [1, 2]
 
 
 def test_the_factory_passes_on_what_a_task_is_made_with(agents: Loop) -> None:
