@@ -195,7 +195,7 @@ class _Guards:
 
 
 class LoopStopped(Exception):
-    """An agent called for the end of the event loop, the threads or the generators that all runs of the worker share."""
+    """An agent called for the end of the event loop, the threads or the generators that all runs share."""
 
 
 def guarded_loop(base: type[asyncio.AbstractEventLoop]) -> Any:
