@@ -16,7 +16,8 @@ from inspect import isawaitable
 from typing import Any, Protocol
 
 from runs_es.domain import LeaseLost, WriteConflict
-from runs_es.execution.attempt_failure import AgentExited, kind_of, printed
+from runs_es.execution.attempt_failure import AgentExited, printed
+from runs_es.process_log import class_name
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ def _retrieve(task: asyncio.Task[Any]) -> None:
 
 
 def _report(executing: Executing, what: str, error: BaseException) -> None:
-    logger.error("%s: %s raised %s: %s", executing, what, kind_of(error), printed(error), exc_info=error)
+    logger.error("%s: %s raised %s: %s", executing, what, class_name(error), printed(error), exc_info=error)
 
 
 def task_factory(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> AgentTask:

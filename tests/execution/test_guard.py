@@ -19,8 +19,9 @@ import uvloop
 from runs_es.domain import LeaseLost
 from runs_es.execution.agent_threads import AgentThreads
 from runs_es.execution.agents_loop import AgentsLoop
-from runs_es.execution.attempt_failure import MAX_ERROR_TEXT, MAX_ERROR_TYPE, AgentExited, Failure
+from runs_es.execution.attempt_failure import MAX_ERROR_TEXT, AgentExited, Failure
 from runs_es.execution.guard import EXECUTING, AgentTask, executing_in, guarded
+from runs_es.process_log import MAX_CLASS_NAME
 from tests.execution.test_worker_faults import Scripted, given
 
 Body = Callable[[], Coroutine[Any, Any, Any]]
@@ -442,7 +443,7 @@ class Told(Exception):
         (Unpicklable("why"), "Unpicklable", "why"),
         (Endless(), "Endless", "x" * MAX_ERROR_TEXT),
         (Told(), "Told", "told\ufffd?"),
-        (type("Long" * 1000, (Exception,), {})("why"), ("Long" * 1000)[:MAX_ERROR_TYPE], "why"),
+        (type("Long" * 1000, (Exception,), {})("why"), ("Long" * 1000)[:MAX_CLASS_NAME], "why"),
         (AgentExited(SystemExit(Unprintable())), "AgentExited", "the agent called for the end of its process: "
          "SystemExit"),
         (AgentExited(Stop("enough")), "Stop", "enough"),

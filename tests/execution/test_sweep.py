@@ -456,10 +456,12 @@ async def test_a_connection_of_the_queue_that_died_loses_no_job(
 
 def test_jobs_asked_for_together_are_taken_in_the_order_in_which_they_were_asked_for(settings: Settings) -> None:
     threads = [f"t{number}" for number in reversed(range(20))]
-    with open_store(settings, executor=Quick(), work=False):
-        with psycopg.connect(str(settings.database_url), options=QUEUE, autocommit=True) as connection:
-            for statement in (MOVE, ENQUEUE):
-                connection.execute("delete from procrastinate_jobs")
-                connection.execute(statement, enqueue_parameters([Request(each, Place()) for each in threads]))
-                taken = connection.execute("select args ->> 'thread_id' from procrastinate_jobs order by id").fetchall()
-                assert [thread_id for (thread_id,) in taken] == threads
+    with (
+        open_store(settings, executor=Quick(), work=False),
+        psycopg.connect(str(settings.database_url), options=QUEUE, autocommit=True) as connection,
+    ):
+        for statement in (MOVE, ENQUEUE):
+            connection.execute("delete from procrastinate_jobs")
+            connection.execute(statement, enqueue_parameters([Request(each, Place()) for each in threads]))
+            taken = connection.execute("select args ->> 'thread_id' from procrastinate_jobs order by id").fetchall()
+            assert [thread_id for (thread_id,) in taken] == threads
