@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 
@@ -11,8 +12,11 @@ import pytest
 from runs_api import reader_memory
 from runs_api.reader_memory import LEAST_A_STREAM, MOST_A_STREAM, ReaderMemory
 from runs_api.sse import Encoded, EventStream
+from runs_es.log.append import PAGE_TOPIC
+from runs_es.log.pages import encode_page
+from runs_es.log.reader import Row
 from runs_es.settings import Settings
-from runs_es.streams.cursor import End
+from runs_es.streams.cursor import End, Frames
 from tests.api.asgi import Connection
 
 MIB = 1024 * 1024
@@ -154,6 +158,32 @@ async def test_a_reader_that_reads_gets_everything_beside_those_that_do_not():
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
+
+
+@pytest.mark.parametrize("modes", [None, frozenset({"custom"})])
+async def test_large_pages_are_decoded_beside_the_event_loop(modes: frozenset[str] | None):
+    threads: list[int] = []
+
+    class Page(Row):
+        @property
+        def bodies(self) -> list[bytes]:
+            threads.append(threading.get_ident())
+            return super().bodies
+
+    async def steps() -> AsyncIterator[Frames | End]:
+        for seq, size in enumerate([3 * MIB, 1000], 1):
+            state = encode_page([b'event: custom\r\ndata: "%b"\r\n' % (b"x" * size)])
+            yield Frames([Page(seq, seq, "run", PAGE_TOPIC, state)])
+        yield End(3)
+
+    connection = Connection()
+    stream = EventStream(steps(), Settings(), headers={}, modes=modes, memory=ReaderMemory(64 * MIB))
+    await asyncio.wait_for(connection.start(stream), 60)
+    here = threading.get_ident()
+    large, small = threads[: len(threads) // 2], threads[len(threads) // 2 :]
+    assert here not in large
+    assert set(small) == {here}
+    assert connection.body.count(b"x") >= 3 * MIB + 1000
 
 
 async def test_memory_is_given_back_to_the_system_after_a_peak(monkeypatch: pytest.MonkeyPatch):
