@@ -114,6 +114,10 @@ class AgentsLoop:
                 self._ready.set()
                 await self._stopping.wait()
                 await self._cancel_all()
+            # Not before: what opens the executor is such a generator too.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._grace):
+                    await self.loop.shutdown_asyncgens()
         except BaseException as error:  # raised where the loop was started
             if self._ready.is_set():
                 logger.exception("the executor could not be closed")
@@ -128,9 +132,6 @@ class AgentsLoop:
             task.cancel()
         if left:
             await asyncio.wait(left, timeout=self._grace)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._grace):
-                await self.loop.shutdown_asyncgens()
 
     def _end(self, _: object) -> None:
         self.loop.is_closing = True  # type: ignore[attr-defined]
