@@ -25,7 +25,12 @@ def recorded_traceback(error: BaseException, max_event_bytes: int) -> str:
     """
     if error.__traceback__ is None:
         return ""
-    return traceback_text(error, agents_frames(error), min(MAX_TRACEBACK_BYTES, max_event_bytes // 8))
+    return traceback_text(error, agents_frames(error), room_for_traceback(max_event_bytes))
+
+
+def room_for_traceback(max_event_bytes: int) -> int:
+    """How many bytes of a traceback a fact keeps."""
+    return min(MAX_TRACEBACK_BYTES, max_event_bytes // 8)
 
 
 def agents_frames(error: BaseException) -> TracebackType | None:

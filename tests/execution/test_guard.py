@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future
+from contextlib import asynccontextmanager
 from contextvars import Context, ContextVar, copy_context
 from typing import Any
 
@@ -81,6 +82,25 @@ def agents(request: pytest.FixtureRequest) -> Iterator[Loop]:
     yield loop
     loop.stop()
     assert loop.loop.is_closed()
+
+
+def test_the_executor_is_left_before_generators_are_closed(caplog: pytest.LogCaptureFixture) -> None:
+    left: list[str] = []
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Scripted]:
+        try:
+            yield Scripted()
+        except GeneratorExit:
+            left.append("closed")
+            raise
+        left.append("left")
+
+    loop = Loop(opened, AgentThreads(1), list, grace_seconds=1, blocked_seconds=5)
+    loop.start(10)
+    loop.stop()
+    assert left == ["left"]
+    assert caplog.records == []
 
 
 async def count(until: threading.Event) -> int:
