@@ -272,5 +272,5 @@ async def test_a_closed_store_says_so_whatever_it_is_asked(settings: Settings) -
         lambda: asyncio.to_thread(store.usage.by_model, "t"),
     ]
     for call in calls:
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(StoreUnavailable, match="^the store is closed$"):
             await call()
