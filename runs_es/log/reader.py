@@ -13,7 +13,7 @@ from typing import Any, LiteralString
 
 from psycopg import Connection, InterfaceError, OperationalError
 from psycopg.rows import TupleRow
-from psycopg_pool import PoolTimeout
+from psycopg_pool import PoolClosed, PoolTimeout
 
 from runs_es.database.sessions import WAIT_SECONDS, SessionPool
 from runs_es.domain import TERMINAL_TOPICS, Fact, Provenance, Recorded, StoreUnavailable
@@ -86,6 +86,11 @@ class Row:
     @property
     def is_page(self) -> bool:
         return self.topic == PAGE_TOPIC
+
+    @property
+    def is_decoded(self) -> bool:
+        """Whether the page's frames are in memory."""
+        return self._bodies is not None or self._joined is not None
 
     @property
     def bodies(self) -> list[bytes]:
@@ -161,6 +166,8 @@ class LogReader:
                 yield connection
         except PoolTimeout as error:
             raise self._none_free() from error
+        except PoolClosed as error:
+            raise StoreUnavailable("the store is closed") from error
         except (OperationalError, InterfaceError) as error:
             raise StoreUnavailable(f"the database does not answer: {error}") from error
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from runs_es.domain import TERMINAL_TOPICS, BadSequence, RunNotFound, StoreUnavailable
 from runs_es.log.numbers import WIDE
-from runs_es.log.pages import RAW, event_of
+from runs_es.log.pages import RAW, decoded_size, event_of
 from runs_es.log.reader import READ_BYTES, Head, LogReader, Row, RunBounds
 from runs_es.streams.hub import Channel, Hub
 
@@ -62,6 +62,11 @@ class Frames:
 
     rows: Sequence[Row]
     skip: int = 0
+
+    @property
+    def undecoded_bytes(self) -> int:
+        """Size of the pages that nobody has decoded yet: `encoded` copies these several times."""
+        return sum([decoded_size(row.state) for row in self.rows if not row.is_decoded])
 
     def encoded(self, modes: frozenset[str] | None = None) -> bytes:
         """As they go out, joined. With `modes`, only frames of those, and what is always shown."""
