@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -47,7 +48,10 @@ class ReaderMemory:
         self._on_share = on_share
         self._held: dict[Reader, int] = {}
         self._peak = 0
-        self._freed = asyncio.Event()
+        # First come, first served; one timer looks after all of them.
+        self._waiting: deque[tuple[asyncio.Future[None], Reader, int]] = deque()
+        self._looking: asyncio.TimerHandle | None = None
+        self._cut: set[Reader] = set()  # still here, on their way out
         self._giving_back: asyncio.TimerHandle | None = None
         self._trimming: asyncio.Task[None] | None = None
         self.held = 0
@@ -66,22 +70,18 @@ class ReaderMemory:
         """It has ended, and holds nothing any more."""
         self.give(reader, self._held.get(reader, 0))
         self._held.pop(reader, None)
+        self._cut.discard(reader)
         self._on_share(self.share)
 
     async def take(self, reader: Reader, size: int) -> None:
         """Count bytes for a reader, once there is room. One that holds nothing gets some when nobody holds any."""
-        while self.held and self.held + size > self._most:
-            self._cut_who_stalls()
-            self._freed.clear()
-            try:
-                async with asyncio.timeout(_LOOK_SECONDS):
-                    await self._freed.wait()
-            except TimeoutError:
-                continue
-        if reader in self._held:
-            self._held[reader] += size
-            self.held += size
-            self._peak = max(self._peak, self.held)
+        if not self._waiting and self._has_room(size):
+            self._count(reader, size)
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((turn, reader, size))
+        self._plan_to_look()
+        await turn
 
     def give(self, reader: Reader, size: int) -> None:
         """Bytes that were sent or dropped."""
@@ -89,16 +89,58 @@ class ReaderMemory:
         if size:
             self._held[reader] -= size
             self.held -= size
-            self._freed.set()
+            self._let_in()
             self._plan_to_give_back()
 
-    def _cut_who_stalls(self) -> None:
-        now = asyncio.get_running_loop().time()
-        sending = [(since, reader) for reader in self._held if (since := reader.sending_since) is not None]
-        since, reader = min(sending, key=lambda each: each[0], default=(now, None))
-        if reader is not None and now - since >= _STALLED_SECONDS:
-            logger.info("streams hold %d bytes for readers: one that takes nothing is cut off", self.held)
+    def _has_room(self, size: int) -> bool:
+        return not self.held or self.held + size <= self._most
+
+    def _count(self, reader: Reader, size: int) -> None:
+        if reader in self._held:
+            self._held[reader] += size
+            self.held += size
+            self._peak = max(self._peak, self.held)
+
+    def _let_in(self) -> None:
+        """Count for those who wait longest, as far as there is room."""
+        while self._waiting:
+            turn, reader, size = self._waiting[0]
+            if not turn.done():  # else its stream has ended meanwhile
+                if not self._has_room(size):
+                    return
+                self._count(reader, size)
+                turn.set_result(None)
+            self._waiting.popleft()
+
+    def _plan_to_look(self) -> None:
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
+
+    def _look(self) -> None:
+        self._looking = None
+        self._let_in()
+        if self._waiting:
+            self._cut_who_stall(self._waiting[0][2])
+            self._plan_to_look()
+
+    def _cut_who_stall(self, size: int) -> None:
+        """Cut as many as it takes to have room for `size`, those that have taken nothing for longest first."""
+        before = asyncio.get_running_loop().time() - _STALLED_SECONDS
+        missing = self.held + size - self._most - sum(self._held[reader] for reader in self._cut)
+        stalled = [
+            (since, reader)
+            for reader, held in self._held.items()
+            if held and reader not in self._cut and (since := reader.sending_since) is not None and since <= before
+        ]
+        stalled.sort(key=lambda each: each[0], reverse=True)
+        going = len(self._cut)
+        while stalled and missing > 0:
+            _, reader = stalled.pop()
+            missing -= self._held[reader]
+            self._cut.add(reader)
             reader.cut()
+        if (cut := len(self._cut) - going) > 0:
+            logger.info("streams hold %d bytes for readers: %d that take nothing are cut off", self.held, cut)
 
     def _plan_to_give_back(self) -> None:
         if self._giving_back is None and self._peak >= _WORTH_GIVING_BACK and self.held <= self._peak // 4:

@@ -25,6 +25,8 @@ from runs_es.streams.cursor import End, Frames, Gap, Step
 logger = logging.getLogger(__name__)
 
 MAX_PIECE = MOST_A_STREAM  # about; less, the more streams are open
+# A page is decoded in some hundred microseconds up to here; a larger one in a thread.
+MAX_ON_LOOP = 256 * 1024
 # A comment line, and no blank line after it: some decoders take that for an event.
 HEARTBEAT = b": heartbeat\r\n"
 HEADERS = {
@@ -119,7 +121,10 @@ class EventStream(Response):
             async for step in self._steps:
                 match step:
                     case Frames():
-                        data = step.encoded(self._modes)
+                        if step.undecoded_bytes > MAX_ON_LOOP:
+                            data = await asyncio.to_thread(step.encoded, self._modes)
+                        else:
+                            data = step.encoded(self._modes)
                         del step  # or its rows, decoded, would wait for the reader too
                         await outbox.put(data)
                     case Encoded():

@@ -114,10 +114,7 @@ class AgentsLoop:
                 self._ready.set()
                 await self._stopping.wait()
                 await self._cancel_all()
-            # Not before: what opens the executor is such a generator too.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._grace):
-                    await self.loop.shutdown_asyncgens()
+            await self._close_generators()
         except BaseException as error:  # raised where the loop was started
             if self._ready.is_set():
                 logger.exception("the executor could not be closed")
@@ -132,6 +129,12 @@ class AgentsLoop:
             task.cancel()
         if left:
             await asyncio.wait(left, timeout=self._grace)
+
+    async def _close_generators(self) -> None:
+        """Close the generators that agents left behind; the executor is one as well, so it has to be left before."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._grace):
+                await self.loop.shutdown_asyncgens()
 
     def _end(self, _: object) -> None:
         self.loop.is_closing = True  # type: ignore[attr-defined]

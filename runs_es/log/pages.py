@@ -99,6 +99,11 @@ def decode_page(state: bytes, key: KeyPage | None = None) -> list[bytes]:
     return [joined[a:b] for a, b in pairwise(accumulate(lengths, initial=0))]
 
 
+def decoded_size(state: bytes) -> int:
+    """Bytes of a stored page's bodies together; of a raw page those of its head, too. Raises ValueError."""
+    return len(state) if state[:1] == b"\x00" else sum(_shape(state)[1])
+
+
 def only_body(state: bytes) -> bytes:
     """The body of a raw page of one frame, the commonest there is: `decode_page` at a quarter of its time."""
     body = state[_ONE.size :]
@@ -125,8 +130,8 @@ class KeyPage:
             return _decompressed(self._decompressor, packed, size)
 
 
-def _contents(state: bytes, key: KeyPage | None) -> tuple[tuple[int, ...], bytes]:
-    """The lengths of a page's bodies, and the bodies end to end."""
+def _shape(state: bytes) -> tuple[int, tuple[int, ...], int]:
+    """The form of a stored page, the lengths of its bodies, and where they begin."""
     if len(state) < _HEADER.size:
         raise ValueError("page is cut short")
     form, count = _HEADER.unpack_from(state)
@@ -136,7 +141,12 @@ def _contents(state: bytes, key: KeyPage | None) -> tuple[tuple[int, ...], bytes
     start = begin + 4 * count
     if len(state) < start:
         raise ValueError("page is cut short")
-    lengths = struct.unpack_from(f"!{count}I", state, begin)
+    return form, struct.unpack_from(f"!{count}I", state, begin), start
+
+
+def _contents(state: bytes, key: KeyPage | None) -> tuple[tuple[int, ...], bytes]:
+    """The lengths of a page's bodies, and the bodies end to end."""
+    form, lengths, start = _shape(state)
     size = sum(lengths)
     if form == RAW:
         joined = state[start:]

@@ -88,6 +88,11 @@ class Row:
         return self.topic == PAGE_TOPIC
 
     @property
+    def is_decoded(self) -> bool:
+        """Whether the page's frames are in memory."""
+        return self._bodies is not None or self._joined is not None
+
+    @property
     def bodies(self) -> list[bytes]:
         """The page's frames as stored: without their ids."""
         if self._bodies is None:

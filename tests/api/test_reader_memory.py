@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 
@@ -11,8 +12,11 @@ import pytest
 from runs_api import reader_memory
 from runs_api.reader_memory import LEAST_A_STREAM, MOST_A_STREAM, ReaderMemory
 from runs_api.sse import Encoded, EventStream
+from runs_es.log.append import PAGE_TOPIC
+from runs_es.log.pages import encode_page
+from runs_es.log.reader import Row
 from runs_es.settings import Settings
-from runs_es.streams.cursor import End
+from runs_es.streams.cursor import End, Frames
 from tests.api.asgi import Connection
 
 MIB = 1024 * 1024
@@ -24,8 +28,10 @@ class Reader:
     def __init__(self, sending_since: float | None = None) -> None:
         self.sending_since = sending_since
         self.was_cut = asyncio.Event()
+        self.cuts = 0
 
     def cut(self) -> None:
+        self.cuts += 1
         self.was_cut.set()
 
 
@@ -59,6 +65,36 @@ async def test_at_the_bound_the_reader_that_took_nothing_for_longest_is_cut_off(
     memory.leave(older)  # as its stream does once it was cut
     await asyncio.wait_for(taking, 10)
     assert memory.held == 800
+
+
+async def test_however_many_wait_a_reader_is_cut_off_once_and_those_are_cut_that_are_enough(
+    caplog: pytest.LogCaptureFixture,
+):
+    caplog.set_level("INFO", "runs_api.reader_memory")
+    now = asyncio.get_running_loop().time()
+    memory = ReaderMemory(1000)
+    stalled = [Reader(now - 60 + number) for number in range(10)]
+    new = [Reader() for _ in range(100)]
+    for reader in (*stalled, *new):
+        memory.join(reader)
+    for reader in stalled:
+        await memory.take(reader, 100)
+    taking = [asyncio.create_task(memory.take(reader, 150)) for reader in new]
+    await asyncio.wait_for(stalled[1].was_cut.wait(), 10)
+    for _ in range(3):  # nothing is cut twice while the stream of one that was cut ends slowly
+        memory.give(stalled[9], 1)
+        await asyncio.sleep(reader_memory._LOOK_SECONDS)
+    assert [reader.cuts for reader in stalled] == [1, 1, 0, 0, 0, 0, 0, 0, 0, 0]
+    assert [record.getMessage() for record in caplog.records] == [
+        "streams hold 1000 bytes for readers: 2 that take nothing are cut off"
+    ]
+    memory.leave(stalled[0])
+    memory.leave(stalled[1])
+    await asyncio.wait_for(taking[0], 10)  # the one that waited longest
+    assert [task.done() for task in taking[1:]] == [False] * 99
+    for task in taking:
+        task.cancel()
+    await asyncio.gather(*taking, return_exceptions=True)
 
 
 async def test_a_reader_that_is_quick_is_waited_for():
@@ -122,6 +158,32 @@ async def test_a_reader_that_reads_gets_everything_beside_those_that_do_not():
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
+
+
+@pytest.mark.parametrize("modes", [None, frozenset({"custom"})])
+async def test_large_pages_are_decoded_beside_the_event_loop(modes: frozenset[str] | None):
+    threads: list[int] = []
+
+    class Page(Row):
+        @property
+        def bodies(self) -> list[bytes]:
+            threads.append(threading.get_ident())
+            return super().bodies
+
+    async def steps() -> AsyncIterator[Frames | End]:
+        for seq, size in enumerate([3 * MIB, 1000], 1):
+            state = encode_page([b'event: custom\r\ndata: "%b"\r\n' % (b"x" * size)])
+            yield Frames([Page(seq, seq, "run", PAGE_TOPIC, state)])
+        yield End(3)
+
+    connection = Connection()
+    stream = EventStream(steps(), Settings(), headers={}, modes=modes, memory=ReaderMemory(64 * MIB))
+    await asyncio.wait_for(connection.start(stream), 60)
+    here = threading.get_ident()
+    large, small = threads[: len(threads) // 2], threads[len(threads) // 2 :]
+    assert here not in large
+    assert set(small) == {here}
+    assert connection.body.count(b"x") >= 3 * MIB + 1000
 
 
 async def test_memory_is_given_back_to_the_system_after_a_peak(monkeypatch: pytest.MonkeyPatch):

@@ -80,6 +80,20 @@ async def test_the_second_ctrl_c_ends_a_process_at_once_and_the_first_says_so(
         assert "ended at once" in process.stdout.read()
 
 
+@pytest.mark.parametrize("command", ["serve", "work"])
+def test_a_process_that_is_stopped_while_nothing_runs_ends_without_an_error(
+    command: str, config: Path, database_url: str
+) -> None:
+    with process_of(command, config, database_url) as process:
+        read_until(process, "Ctrl+C stops it.")
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout is not None
+        printed = process.stdout.read()
+        assert (process.wait(60), printed.rstrip().endswith("stopped")) == (0, True)
+        assert "ERROR" not in printed
+        assert "Traceback" not in printed
+
+
 def _id_of(name: str) -> str:
     from runs_es.execution.langgraph.graphs import assistant_id
 
