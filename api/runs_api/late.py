@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from runs_es.database.outage import ANSWER_SECONDS, Outage
 
-
 _AGAIN_SECONDS = 0.25
 
 
@@ -37,8 +36,9 @@ class LateRequest:
     def was_mine(self) -> bool:
         """Whether the task was cancelled here; it may then go on."""
         self._timer.cancel()
-        for _ in range(self._cancelled if self._task is not None else 0):
-            self._task.uncancel()
+        if self._task is not None:
+            for _ in range(self._cancelled):
+                self._task.uncancel()
         return self._cancelled > 0
 
     def _due(self) -> None:

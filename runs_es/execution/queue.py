@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from difflib import get_close_matches
 from typing import Any
 
 import procrastinate
@@ -125,11 +126,15 @@ class JobQueue:
         """Warn once for each assistant: a misspelt one waits for ever."""
         if assistants not in self._told and len(self._told) < _TOLD_KEPT:
             self._told.add(assistants)
-            named = ", ".join(assistants) or "none"
-            known = ", ".join(self._routes.names or ("none",))
-            logger.warning(
-                "assistant %s is not served here: its runs wait for another store. Here are: %s", named, known
-            )
+            logger.warning("%s", _unserved(assistants, self._routes.names or ()))
+
+
+def _unserved(assistants: Sequence[str], served: Sequence[str]) -> str:
+    """What to say of runs whose assistant, by all its names, is none of those served."""
+    nearest = [found for each in assistants for found in get_close_matches(each, served, n=1)]
+    guess = f" (did you mean {nearest[0]}?)" if nearest else ""
+    which = f"of the assistant {', '.join(assistants)}{guess}" if assistants else "that name no assistant"
+    return f"runs {which} stay pending until another store serves them; this one serves: {', '.join(served) or 'none'}"
 
 
 class _NewJobs(asyncio.Event):

@@ -13,7 +13,7 @@ from typing import Any, LiteralString
 
 from psycopg import Connection, InterfaceError, OperationalError
 from psycopg.rows import TupleRow
-from psycopg_pool import PoolTimeout
+from psycopg_pool import PoolClosed, PoolTimeout
 
 from runs_es.database.sessions import WAIT_SECONDS, SessionPool
 from runs_es.domain import TERMINAL_TOPICS, Fact, Provenance, Recorded, StoreUnavailable
@@ -166,6 +166,8 @@ class LogReader:
                 yield connection
         except PoolTimeout as error:
             raise self._none_free() from error
+        except PoolClosed as error:
+            raise StoreUnavailable("the store is closed") from error
         except (OperationalError, InterfaceError) as error:
             raise StoreUnavailable(f"the database does not answer: {error}") from error
 

@@ -224,7 +224,20 @@ async def test_a_run_that_nobody_serves_waits_for_who_does(
             await store.service.ended(lonely.thread_id, lonely.run_id)
     assert parrots.seen == ["parrot"] * 3
     assert anybody.seen == ["crow"]
-    assert "assistant crow is not served here: its runs wait for another store" in caplog.text
+    assert (
+        "runs of the assistant crow stay pending until another store serves them; this one serves: parrot"
+        in caplog.text
+    )
+
+
+async def test_a_misspelt_assistant_is_told_with_the_nearest_name(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_store_async(settings, executor=Executes(), assistants=["parrot", "crow"]) as store:
+        await store.service.create_background(CreateRunCommand(assistant_id="parot"))
+        await store.service.create_background(CreateRunCommand())
+    assert "runs of the assistant parot (did you mean parrot?) stay pending" in caplog.text
+    assert "runs that name no assistant stay pending" in caplog.text
 
 
 async def test_functions_and_attributes_name_the_assistants_too(settings: Settings) -> None:
@@ -272,5 +285,5 @@ async def test_a_closed_store_says_so_whatever_it_is_asked(settings: Settings) -
         lambda: asyncio.to_thread(store.usage.by_model, "t"),
     ]
     for call in calls:
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(StoreUnavailable, match=r"^the store is closed$"):
             await call()
