@@ -1,8 +1,11 @@
 """What an operator says of a log at another place: it was restored, or nothing was lost.
 
-After a restore every thread gets one fact that covers 2^32 numbers, so that no number of the lost history is given out
-again: a cursor from there is inside that row and is told so, for as long as the log exists. Positions go on 2^32 later
-as well. A thread that is not raised is told by its head alone, which is below its epoch's numbers; so a kill at any
+After a restore every thread gets one fact that covers 2^32 numbers or a multiple of that, so that no number of the lost
+history is given out again: a cursor from there is inside that row and is told so, for as long as the log exists.
+Positions go on as much later. The multiple is drawn at random. One backup may be restored twice, and nothing in it
+tells the second time of the first: the two then go on at different numbers, except by a chance of 1 in SPREAD.
+
+A thread that is not raised is told by its head alone, which is below its epoch's numbers; so a kill at any
 point leaves nothing but threads to raise, and the next call goes on.
 """
 
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import secrets
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 OnProgress = Callable[[int], None]
 
+SPREAD = 1024  # a restore takes the numbers up by 1 to so many times 2^32: room for some 4,000 restores
 _BATCH = 500  # threads a transaction
 
 _BEGIN = """
@@ -145,7 +150,9 @@ def _begin(connection: Connection[Any], before: State, epochs: int) -> None:
     """Refuse all writers, and let positions and the threads that are made from now on begin above the lost ones."""
     epoch = before.epoch + epochs
     if epoch > MAX_EPOCH:
-        raise StoreUnavailable(f"a store can be restored {MAX_EPOCH} times, and this one has been {before.epoch} times")
+        raise StoreUnavailable(f"no numbers are left: epoch {epoch} is over the last one, {MAX_EPOCH}")
+    drawn = secrets.randbelow(min(SPREAD, MAX_EPOCH - epoch + 1))
+    epoch, epochs = epoch + drawn, epochs + drawn
     with connection.transaction():
         _wait_for_appends(connection)
         # Not undone with the transaction, and may be repeated: positions have room.

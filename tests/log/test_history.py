@@ -25,6 +25,12 @@ from tests.conftest import SCHEMA, new_database
 from tests.streams.test_streams import Recording
 
 
+@pytest.fixture(autouse=True)
+def one_epoch_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restores take the numbers up by 2^32, so that a test can say which they are."""
+    monkeypatch.setattr(restored, "SPREAD", 1)
+
+
 def created(thread_id: str) -> ThreadCreated:
     return ThreadCreated(thread_id=thread_id, occurred_at=now())
 
@@ -164,6 +170,30 @@ def test_a_thread_made_after_a_restore_begins_above_all_lost_numbers(database_ur
         assert log.reader.head("new").seq == 4 * WIDE + 2  # type: ignore[union-attr]
         assert log.reader.head("old").seq == 4 * WIDE + 2  # type: ignore[union-attr]
     assert findings(database_url) == []
+
+
+@pytest.mark.parametrize("draws", [[3, 700], [700, 3]])
+def test_a_backup_that_is_restored_twice_gives_out_no_number_of_the_first_time_again(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, draws: list[int]
+) -> None:
+    monkeypatch.setattr("secrets.randbelow", lambda _: draws.pop(0))
+    with EventLog(database_url) as log:
+        grown(log, "old", 2)
+    with restored_copy(database_url) as first, restored_copy(database_url) as second:
+        lost: dict[str, list[int]] = {}
+        for url in (first, second):
+            say_restored(url)
+            with EventLog(url) as log:
+                written = log.append("old", [updated("old") for _ in range(50)], expected=3).result(10)
+                born = log.append("new", [created("new")], expected=0).result(10)
+                if not lost:
+                    lost = {"old": [written.first_seq, written.last_seq], "new": [born.last_seq]}
+                    continue
+                for thread_id, cursors in lost.items():
+                    head = log.reader.head(thread_id)
+                    assert head is not None
+                    for cursor in cursors:
+                        assert cursor > head.seq + WIDE or log.reader.is_of_lost_history(thread_id, cursor)
 
 
 def test_lists_and_moments_of_a_lost_number_are_refused(database_url: str) -> None:

@@ -88,7 +88,7 @@ async def test_streams_that_wait_across_a_restore_go_on_or_end_with_a_gap(house:
 def write_again(recording: Recording) -> None:
     """A frame of the run, by whoever has it in this history."""
     log = recording.log
-    until(lambda: log.history.epoch == 1 and log.history.refusal is None)
+    until(lambda: log.history.epoch and log.history.refusal is None)
     head = log.reader.head(recording.thread_id)
     assert head is not None
     ids = {"thread_id": recording.thread_id, "run_id": recording.run.run_id}
