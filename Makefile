@@ -28,7 +28,7 @@ test: install ## Run the test suite against a real PostgreSQL, a process a core
 
 browser: $(VENV)/.browser ## Run the tests that need a Chromium; as root apt installs one
 	@command -v "$${CHROMIUM:-chromium}" >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && \
-	  apt-get install -y -qq --no-install-recommends chromium; } || { echo "install Chromium, or name one in CHROMIUM"; exit 1; }
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } || { echo "install Chromium, or name one in CHROMIUM"; exit 1; }
 	@$(BIN)/python -m pytest tests/browser -m browser
 
 check: install ## Format, lint, types, import contracts

@@ -22,6 +22,7 @@ from pythonjsonlogger.json import JsonFormatter
 
 FIELDS = ("run_id", "thread_id", "attempt", "worker_id", "user_id", "request_id")
 MAX_TRACEBACK_BYTES = 16_384  # of a traceback in UTF-8, in a fact and in a line of the log
+MAX_CLASS_NAME = 200  # characters of it that are kept
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 # They report each job and each request at INFO, which is nothing an operator asked for.
 CHATTY = ("procrastinate", "httpx", "httpcore")
@@ -96,7 +97,7 @@ class _SafeFormatter(logging.Formatter):
         try:
             return record.getMessage()
         except BaseException as error:  # noqa: BLE001  (an object of somebody else's code prints itself here)
-            return f"{_described(record.msg)} (arguments that cannot be printed: {type(error).__name__})"
+            return f"{_described(record.msg)} (arguments that cannot be printed: {class_name(error)})"
 
 
 class TextLines(_SafeFormatter):
@@ -137,11 +138,17 @@ class JsonLines(_SafeFormatter, JsonFormatter):
             return super().format(logging.makeLogRecord(standard))
 
 
+def class_name(value: object) -> str:
+    """The name of an object's class, cut. A metaclass may say otherwise or raise, so it is not asked."""
+    name: str = type.__dict__["__name__"].__get__(type(value))
+    return name[:MAX_CLASS_NAME]
+
+
 def _described(value: object) -> str:
     try:
         return str(value)
     except BaseException:  # noqa: BLE001  (an object of somebody else's code prints itself here)
-        return f"<{type(value).__name__}>"
+        return f"<{class_name(value)}>"
 
 
 def escaped(value: object) -> str:
@@ -159,7 +166,7 @@ def traceback_text(error: BaseException, trace: TracebackType | None, most: int 
     try:
         text = "".join(traceback.TracebackException(type(error), error, trace).format()).rstrip("\n")
     except BaseException as failure:  # noqa: BLE001  (an exception of somebody else's code prints itself here)
-        text = f"{type(error).__name__}: its traceback cannot be printed ({type(failure).__name__})"
+        text = f"{class_name(error)}: its traceback cannot be printed ({class_name(failure)})"
     return bounded(text, most)
 
 

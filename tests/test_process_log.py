@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from runs_es.execution.blocking import blocking
-from runs_es.process_log import MAX_TRACEBACK_BYTES, bind, bound, bounded, configure, traceback_text
+from runs_es.process_log import MAX_TRACEBACK_BYTES, bind, bound, bounded, configure, escaped, traceback_text
 
 FORGED = "2026-11-26 12:00:00,000 ERROR runs_es: the disk is on fire"
 NAMES = ("test.agent", "procrastinate.worker", "procrastinate", "httpx", "httpcore", "uvicorn.access")
@@ -168,3 +168,24 @@ def test_a_cut_text_is_within_its_bound_whatever_its_characters(most: int) -> No
         assert len(cut.encode()) <= most
         assert "\x00" not in cut
     assert bounded("short \ud800\x00", most) == "short ?\ufffd"
+
+
+class Nameless(type):
+    """A class that does not tell its name."""
+
+    def __getattribute__(cls, name: str) -> Any:
+        if name in ("__name__", "__qualname__", "__module__"):
+            raise RuntimeError("no name")
+        return super().__getattribute__(name)
+
+
+class Unnamed(Exception, metaclass=Nameless):
+    """Only the interpreter knows what its class is called."""
+
+    def __str__(self) -> str:
+        raise Unnamed
+
+
+def test_a_traceback_is_text_also_when_the_class_of_the_exception_does_not_tell_its_name() -> None:
+    assert traceback_text(Unnamed(), None) == "Unnamed: its traceback cannot be printed (RuntimeError)"
+    assert escaped(Unnamed()) == "<Unnamed>"

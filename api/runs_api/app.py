@@ -57,7 +57,6 @@ def create_app(store: Store, settings: Settings, *, is_local: bool = False) -> F
     `is_local` says that the server listens on a loopback address: it then answers only as one.
     """
     edge = Edge(store, settings)
-    rules = BrowserRules(settings, is_local=is_local)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -68,28 +67,13 @@ def create_app(store: Store, settings: Settings, *, is_local: bool = False) -> F
         finally:
             edge.close()
 
-    cors = Middleware(
-        CORSMiddleware,
-        allow_origins=settings.cors_origins,
-        allow_origin_regex=LOOPBACK_ORIGIN,
-        allow_methods=["*"],
-        allow_headers=["*"],
-        expose_headers=EXPOSED,
-        max_age=600,
-        allow_private_network=True,
-    )
     # Its pages at /docs and /redoc need nothing from the internet.
     app = FastAPIOffline(
         title="runs-es",
         version=meta.version_of("runs-es") or "0",
         description="An event-sourced run store behind LangGraph Platform's HTTP API.",
         lifespan=lifespan,
-        # Only the guard is outside of CORS: pages that may ask may read refusals too, others may not.
-        middleware=[
-            Middleware(BrowserGuard, rules=rules),
-            cors,
-            Middleware(RequestGate, settings=settings, outage=lambda: store.log.outage),
-        ],
+        middleware=_middleware(store, settings, BrowserRules(settings, is_local=is_local)),
         generate_unique_id_function=_operation,
         responses=REFUSALS,
         redirect_slashes=False,
@@ -116,6 +100,22 @@ def create_app(store: Store, settings: Settings, *, is_local: bool = False) -> F
     ):
         app.include_router(room.router)
     return app
+
+
+def _middleware(store: Store, settings: Settings, rules: BrowserRules) -> list[Middleware]:
+    """Only the guard is outside of CORS: pages that may ask may read refusals too, others may not."""
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=settings.cors_origins,
+        allow_origin_regex=LOOPBACK_ORIGIN,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=EXPOSED,
+        max_age=600,
+        allow_private_network=True,
+    )
+    gate = Middleware(RequestGate, settings=settings, outage=lambda: store.log.outage)
+    return [Middleware(BrowserGuard, rules=rules), cors, gate]
 
 
 def without_cut_streams(record: logging.LogRecord) -> bool:

@@ -9,6 +9,7 @@ import typer
 
 from runs_api.terminal import Refused, command_settings, migrated_database, out
 from runs_es.database import grants as rights
+from runs_es.database import sessions
 
 
 def grants(
@@ -26,7 +27,7 @@ def grants(
     own = {each.table.name for each in load_projections(settings) if not each.table.migrated}
     with (
         migrated_database(settings) as database,
-        psycopg.connect(database.url, autocommit=True) as connection,
+        sessions.connect(database.url, None, "grants") as connection,
     ):
         wanted = rights.grants(connection, settings.db_schema, own_tables=own, read_only=read_only)
         if not apply:

@@ -105,8 +105,8 @@ def _configurable_and_context(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """`configurable` and `context` of the run. Whichever of the two a client sends, a graph finds it in the other too.
 
-    `own` are the run's ids, which win over whatever a client wrote there. So does the user who is known; where none is,
-    `user_id` is the client's to say.
+    `own` are the run's ids, which win over whatever a client wrote in `configurable`. The user who is known wins in
+    both; where none is, `user_id` is the client's to say.
     """
     if body.context:
         asked = {key: value for key, value in body.context.items() if key not in _CHECKPOINT_KEYS}
@@ -116,7 +116,9 @@ def _configurable_and_context(
     user_id = caller.user_id if caller.user_id is not None else asked.get("user_id", "")
     configurable = {**asked, **own, "user_id": user_id}
     if body.context:
-        return configurable, {key: value for key, value in body.context.items() if not key.startswith(_PLATFORM)}
+        context = {key: value for key, value in body.context.items() if not key.startswith(_PLATFORM)}
+        known = {} if caller.user_id is None or "user_id" not in context else {"user_id": caller.user_id}
+        return configurable, {**context, **known}
     return configurable, {key: configurable[key] for key in asked}
 
 

@@ -15,7 +15,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from runs_api.responses import Json
-from runs_es.database.outage import is_lost
+from runs_es.database.outage import ENDED, is_lost
 from runs_es.domain import (
     AssistantNotFound,
     BadSequence,
@@ -60,6 +60,7 @@ STATUSES: dict[type[Exception], int] = {
     # What the store does not make a StoreUnavailable: the database ended a session, or has no room, or is read-only.
     psycopg.OperationalError: 503,
     psycopg.InterfaceError: 503,
+    **dict.fromkeys(ENDED, 503),
     psycopg.errors.ReadOnlySqlTransaction: 503,
     psycopg.errors.InsufficientPrivilege: 503,
 }

@@ -127,6 +127,7 @@ class ContentBody(StatedBody):
 class FailureBody(Body):
     type: str = Field("Error", min_length=1, max_length=255)
     message: str = Field("", max_length=MAX_ERROR_TEXT)
+    traceback: str = Field("", description="for the operator alone; its beginning and its end are kept, in 16 KiB")
 
 
 class FinishBody(ContentBody):
@@ -156,6 +157,7 @@ class FinishBody(ContentBody):
                 return Ending(RunStatus.SUCCESS, interrupts=self.interrupts or {"external": []})
             case "timeout":
                 text = failure.message or "run timed out"
-                return Ending(RunStatus.TIMEOUT, error=text, error_type=failure.type)
+                return Ending(RunStatus.TIMEOUT, error=text, error_type=failure.type, traceback=failure.traceback)
             case _:
-                return Ending(RunStatus.ERROR, error=failure.message, error_type=failure.type)
+                text = failure.message
+                return Ending(RunStatus.ERROR, error=text, error_type=failure.type, traceback=failure.traceback)

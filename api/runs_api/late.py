@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from runs_es.database.outage import ANSWER_SECONDS, Outage
 
+_AGAIN_SECONDS = 0.25
+
 
 class LateRequest:
     """Cancels the current task `seconds` after it began, if nothing was answered and the database is away then.
@@ -16,7 +18,7 @@ class LateRequest:
 
     def __init__(self, outage: Outage, seconds: float, is_answered: Callable[[], bool]) -> None:
         self.reason: str | None = None
-        self._is_over = False
+        self._cancelled = 0
         self._outage = outage
         self._seconds = seconds
         self._is_answered = is_answered
@@ -33,9 +35,11 @@ class LateRequest:
 
     def was_mine(self) -> bool:
         """Whether the task was cancelled here; it may then go on."""
-        if self._is_over and self._task is not None:
-            self._task.uncancel()
-        return self._is_over
+        self._timer.cancel()
+        if self._task is not None:
+            for _ in range(self._cancelled):
+                self._task.uncancel()
+        return self._cancelled > 0
 
     def _due(self) -> None:
         if not self._is_answered():
@@ -51,5 +55,12 @@ class LateRequest:
             self._timer = self._loop.call_later(self._seconds, self._due)
         elif self._task is not None:
             self.reason = self._outage.reason
-            self._is_over = True
-            self._task.cancel()
+            self._cancel(self._task)
+
+    def _cancel(self, task: asyncio.Task[None]) -> None:
+        """End the request. Again a little later: what waits for an answer first asks the database, for 10 s, to
+        cancel the query, and gives its connection up when it is cancelled meanwhile.
+        """
+        self._cancelled += 1
+        task.cancel()
+        self._timer = self._loop.call_later(_AGAIN_SECONDS, self._cancel, task)

@@ -222,7 +222,6 @@ class ProjectedEvents:
 
     def __init__(self, log: EventLog, waiter: Waiter | None = None, *, wait: float = _WAIT) -> None:
         self._reader = log.reader
-        self._history = log.history
         self._decisions = Decisions(log, kept_threads=64)
         self._table = TrackedTable(log.reader, MESSAGES, waiter or TrackingPoll(log.reader), wait)
         self._threads = ProjectedThreads(log, waiter, wait=wait)
@@ -282,7 +281,7 @@ class ProjectedEvents:
 
     def _refuse_lost(self, thread_id: str, after_seq: int | None) -> None:
         """A cursor of a lost history would pass over what this one has since, and never tell."""
-        if after_seq and self._history.epoch != 0 and self._reader.is_of_lost_history(thread_id, after_seq):
+        if after_seq and self._reader.is_of_lost_history(thread_id, after_seq):
             raise CursorLost(after_seq)
 
     def _may_list(self, query: ListRunMessagesQuery) -> bool:

@@ -116,18 +116,7 @@ class Store:
         self.migrated = patiently(
             lambda: bring_up_to_date(self.database.url, settings.db_schema), settings.database_start_seconds
         )
-        self.log = self._exit.enter_context(
-            EventLog(
-                self.database.url,
-                settings.db_schema,
-                pool_size=settings.read_pool_size,
-                max_event_bytes=settings.max_frame_bytes,
-                key_bytes=settings.key_bytes,
-                lock_seconds=settings.append_wait_seconds,
-                wait_seconds=settings.database_wait_seconds,
-                on_new_history=settings.on_new_history,
-            )
-        )
+        self.log = self._exit.enter_context(_log(self.database.url, settings))
         retention = RetentionTimer(self.log, settings)
         self._exit.callback(retention.close)
         retention.start()
@@ -395,6 +384,19 @@ class _Unloaded:
         assistant = run.run.assistant_id or ""
         self._registry.get(self._registry.resolve(assistant) or assistant)
         return None
+
+
+def _log(url: str, settings: Settings) -> EventLog:
+    return EventLog(
+        url,
+        settings.db_schema,
+        pool_size=settings.read_pool_size,
+        max_event_bytes=settings.max_frame_bytes,
+        key_bytes=settings.key_bytes,
+        lock_seconds=settings.append_wait_seconds,
+        wait_seconds=settings.database_wait_seconds,
+        on_new_history=settings.on_new_history,
+    )
 
 
 def _given(executor: RunExecutor | None) -> OpenExecutor:

@@ -64,6 +64,17 @@ select n.nspname, c.relname, c.relkind from pg_class c join pg_namespace n on n.
 """
 
 
+_LACKING = """
+select coalesce(string_agg(distinct upper(w.what) || ' on ' || n.nspname || coalesce('.' || c.relname, ''), ', '), '')
+  from unnest(%(schema)s::text[], %(name)s::text[], %(what)s::text[]) w(schema, name, what)
+  join pg_namespace n on n.nspname = w.schema
+  left join pg_class c on c.relnamespace = n.oid and c.relname = w.name
+ where case when w.name = '' then not has_schema_privilege(n.oid, w.what)
+            when c.relkind = 'S' then not has_sequence_privilege(c.oid, w.what)
+            when c.oid is not null then not has_table_privilege(c.oid, w.what) end
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Grant:
     """Rights on one schema, table or sequence."""
@@ -78,6 +89,28 @@ class Grant:
         )
 
 
+def declared_of(schema: str) -> dict[str, Mapping[str, Sequence[str]]]:
+    """What is needed on each table and sequence of the store, by schema."""
+    return {
+        schema: {**LOG, **READ_MODELS},
+        queue_schema(schema): QUEUE,
+        checkpoint_schema(schema): CHECKPOINTS,
+    }
+
+
+def lacking(connection: Connection[Any], schema: str) -> str:
+    """The rights that the connection's role lacks to serve and work, in words; of what there is. Empty: none."""
+    wanted = [
+        (of, name, right)
+        for of, rights in declared_of(schema).items()
+        for name, needed in {"": ("usage",), **rights}.items()
+        for right in needed
+    ]
+    schemas, names, rights = (list(each) for each in zip(*wanted, strict=True))
+    row = connection.execute(_LACKING, {"schema": schemas, "name": names, "what": rights}).fetchone()
+    return str(row[0]) if row is not None else ""
+
+
 def grants(
     connection: Connection[Any], schema: str, *, own_tables: Collection[str] = (), read_only: bool = False
 ) -> list[Grant]:
@@ -85,11 +118,8 @@ def grants(
 
     Raises SchemaMismatch for a table that nothing is known of, and where there are no tables.
     """
-    declared = {
-        schema: {**LOG, **READ_MODELS, **dict.fromkeys(own_tables, _ALL)},
-        queue_schema(schema): QUEUE,
-        checkpoint_schema(schema): CHECKPOINTS,
-    }
+    declared = declared_of(schema)
+    declared[schema] = {**declared[schema], **dict.fromkeys(own_tables, _ALL)}
     found = connection.execute(_RELATIONS, (list(declared),)).fetchall()
     if not any(name == schema for name, _, _ in found):
         raise SchemaMismatch(f"there is no schema {schema} with tables: run `runs-es migrate` as the owner first")

@@ -27,6 +27,8 @@ LOOK_SECONDS = 0.25  # between two questions while the database is away
 ANSWER_SECONDS = 1.0  # a database that takes longer to answer `select 1` counts as away
 _ABANDON_SECONDS = 10.0  # a question that hangs is given up and asked again: its connection may be dead for ever
 _CONNECT_SECONDS = 5  # libpq's own bound of one attempt
+# How the server ends a session whose transaction stood still; no operational errors to psycopg.
+ENDED = (psycopg.errors.IdleInTransactionSessionTimeout, psycopg.errors.TransactionTimeout)
 _SILENT = f"it does not answer within {ANSWER_SECONDS:g} s"
 
 
@@ -168,6 +170,8 @@ def is_lost(error: BaseException | None) -> bool:
     """Whether an error, or what caused it, says that the connection or the server is gone."""
     while error is not None:
         if isinstance(error, psycopg.InterfaceError):
+            return True
+        if isinstance(error, ENDED):
             return True
         # No SQLSTATE: the client noticed it. 08: the connection. 57P01 to 57P05: it was ended, or none is accepted.
         if isinstance(error, psycopg.OperationalError) and (error.sqlstate or "08").startswith(("08", "57P")):

@@ -10,6 +10,8 @@ import threading
 import time
 from collections import OrderedDict
 
+from psycopg.errors import ReadOnlySqlTransaction
+
 from runs_es.database.outage import is_lost
 from runs_es.domain.errors import RunDomainError
 
@@ -23,14 +25,15 @@ _lock = threading.Lock()
 def report(logger: logging.Logger, error: BaseException, what: str, *arguments: object) -> None:
     """Log that `what` failed and is tried again.
 
-    With the traceback, unless the error is one of the store's own; the same again only at DEBUG for a minute.
+    With the traceback, unless the error is one of the store's own or of a read-only database; the same again only at
+    DEBUG for a minute.
     """
     text = what % arguments if arguments else what
     if is_lost(error):
         logger.info("%s: %s", text, _line(error))
     elif not _is_new(text, error):
         logger.debug("%s: %s", text, error)
-    elif isinstance(error, RunDomainError):
+    elif isinstance(error, RunDomainError | ReadOnlySqlTransaction):  # a standby's: where it came up says nothing
         logger.warning("%s: %s", text, error)
     else:
         logger.error("%s: %s", text, _line(error), exc_info=error)

@@ -130,9 +130,10 @@ def facts_of(url: str) -> Facts:
         major = one.info.server_version // 10_000
         if not version.startswith("PostgreSQL"):
             return Facts(version, major, encoding)
-        # Behind a pooler that hands sessions out for a statement, two clients share one, or one has several.
-        processes = [each.execute("select pg_backend_pid()").fetchone() for each in (other, one)]
-        keeps = processes[0] != (process,) and processes[1] == (process,)
+        # Behind a pooler that hands sessions out for a statement, two clients share one, or one has several. Twice in a
+        # row, because a pooler that hands them out in turn gives two clients that alternate the same ones again.
+        processes = [each.execute("select pg_backend_pid()").fetchone() for each in (one, other, one)]
+        keeps = processes[1] != (process,) and processes[0] == processes[2] == (process,)
         key = random.SystemRandom().getrandbits(62)
         lock = "select pg_try_advisory_lock(%s)"
         locked = [each.execute(lock, (key,)).fetchone() for each in (one, other)]

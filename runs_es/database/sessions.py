@@ -227,14 +227,17 @@ def async_configuring(schema: str, settings: Mapping[str, str]) -> Callable[[Asy
     return set_up
 
 
+_GIVEN_UP = ("discarding", "query cancellation", "query not terminated")
+
+
 class _SaidByOutage(logging.Filter):
     """Leaves out what psycopg and pools of this store say of each lost connection: the outage is said once."""
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno == logging.WARNING and str(record.msg).startswith(_GIVEN_UP):
+            return False  # a connection that is lost; another takes its place
         if record.levelno != logging.WARNING or not isinstance(record.args, tuple) or not record.args:
             return True
-        if str(record.msg).startswith("discarding"):
-            return False  # a connection that is lost; another takes its place
         errors = [each for each in record.args if isinstance(each, BaseException)]
         if str(record.msg).startswith("error ignored"):  # on the way out of a pipeline or a connection
             return not errors or not all(map(is_lost, errors))

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from runs_es.execution.attempt import Attempt
-from runs_es.execution.attempt_failure import Failure, kind_of, printed
+from runs_es.execution.attempt_failure import Failure, printed
 from runs_es.execution.guard import EXECUTING, AgentTask
 from runs_es.execution.protocol import RunOutcome
+from runs_es.process_log import class_name
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ class AttemptExecution:
 
     def _fail(self, error: Exception) -> None:
         if self._is_over:
-            logger.error("%s had ended when its code failed: %s: %s", self, kind_of(error), printed(error))
+            logger.error("%s had ended when its code failed: %s: %s", self, class_name(error), printed(error))
             return
         self._end(Ended(failure=self._failure(error)))
         self._cancel()
@@ -116,8 +117,8 @@ class AttemptExecution:
         try:
             return self._failure_of(error)
         except BaseException as another:
-            logger.exception("%s: its failure cannot be described (%s)", self, kind_of(another))
-            return Failure(kind_of(error), kind_of(error))
+            logger.exception("%s: its failure cannot be described (%s)", self, class_name(another))
+            return Failure(class_name(error), class_name(error))
 
     def _begin(self) -> None:
         body, name = self._body(), f"run {self.run_id}"
@@ -138,8 +139,8 @@ class AttemptExecution:
                 error = asyncio.CancelledError("the executor cancelled itself")
             self._end(self._ended(task.result() if error is None else error))
         except BaseException as another:
-            logger.exception("%s: how it ended cannot be told (%s)", self, kind_of(another))
-            self._end(Ended(failure=Failure(kind_of(another), "how the agent ended cannot be told")))
+            logger.exception("%s: how it ended cannot be told (%s)", self, class_name(another))
+            self._end(Ended(failure=Failure(class_name(another), "how the agent ended cannot be told")))
 
     def _ended(self, ended: RunOutcome | BaseException) -> Ended:
         if isinstance(ended, RunOutcome):

@@ -13,10 +13,9 @@ from typing import Any
 from runs_es.domain import LeaseLost, StoreUnavailable
 from runs_es.execution.failures import is_stores_own, recorded_traceback
 from runs_es.execution.protocol import RetryableError
-from runs_es.process_log import MAX_TRACEBACK_BYTES
+from runs_es.process_log import MAX_TRACEBACK_BYTES, class_name
 
 MAX_ERROR_TEXT = 16_384  # characters of a failure's text that are kept
-MAX_ERROR_TYPE = 200  # characters of the name of an exception's class that are kept
 
 MayPass = Callable[[Exception], bool]
 
@@ -56,7 +55,7 @@ class Failure:
         if isinstance(error, AgentExited) and not isinstance(error.original, SystemExit | KeyboardInterrupt):
             error = error.original
         return cls(
-            kind_of(error),
+            class_name(error),
             printed(error),
             may_pass=_may_pass(error, may_pass),
             lost_lease=isinstance(error, LeaseLost),
@@ -85,18 +84,12 @@ def original_of(error: BaseException) -> BaseException:
     return error.original if isinstance(error, AgentExited) else error
 
 
-def kind_of(error: BaseException) -> str:
-    """The name of an exception's class, cut. A metaclass may say otherwise, so it is not asked."""
-    name: str = type.__dict__["__name__"].__get__(type(error))
-    return name[:MAX_ERROR_TYPE]
-
-
 def printed(error: BaseException, how: Callable[[Any], str] = str) -> str:
     """What an exception says of itself, cut and cleaned; the name of its class when it cannot be printed."""
     try:
         text = "".join((how(error),))  # of a subclass of str, the text alone
     except BaseException:  # noqa: BLE001  (the agent's code, in an exception of its own)
-        return kind_of(error)
+        return class_name(error)
     return text[:MAX_ERROR_TEXT].encode("utf-8", "replace").decode().replace("\x00", "\ufffd")
 
 

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 
-from runs_es.process_log import MAX_TRACEBACK_BYTES, traceback_text
+from runs_es.process_log import MAX_TRACEBACK_BYTES, class_name, traceback_text
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,12 @@ def recorded_traceback(error: BaseException, max_event_bytes: int) -> str:
     """
     if error.__traceback__ is None:
         return ""
-    return traceback_text(error, agents_frames(error), min(MAX_TRACEBACK_BYTES, max_event_bytes // 8))
+    return traceback_text(error, agents_frames(error), room_for_traceback(max_event_bytes))
+
+
+def room_for_traceback(max_event_bytes: int) -> int:
+    """How many bytes of a traceback a fact keeps."""
+    return min(MAX_TRACEBACK_BYTES, max_event_bytes // 8)
 
 
 def agents_frames(error: BaseException) -> TracebackType | None:
@@ -54,7 +59,7 @@ def log_failure(error: BaseException, *, is_retried: bool, fields: Mapping[str, 
     trace = agents_frames(error)
     level, then = (logging.DEBUG, "; it is tried again") if is_retried else (logging.ERROR, "")
     told = (type(error), error, trace) if trace is not None else None
-    what = type(error).__name__ if told is not None else _last_line(error)
+    what = class_name(error) if told is not None else _last_line(error)
     logger.log(level, "run %s raised %s%s", fields["run_id"], what, then, exc_info=told, extra=dict(fields))
 
 

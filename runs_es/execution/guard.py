@@ -16,7 +16,8 @@ from inspect import isawaitable
 from typing import Any, Protocol
 
 from runs_es.domain import LeaseLost, WriteConflict
-from runs_es.execution.attempt_failure import AgentExited, kind_of, printed
+from runs_es.execution.attempt_failure import AgentExited, printed
+from runs_es.process_log import class_name
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ def _retrieve(task: asyncio.Task[Any]) -> None:
 
 
 def _report(executing: Executing, what: str, error: BaseException) -> None:
-    logger.error("%s: %s raised %s: %s", executing, what, kind_of(error), printed(error), exc_info=error)
+    logger.error("%s: %s raised %s: %s", executing, what, class_name(error), printed(error), exc_info=error)
 
 
 def task_factory(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> AgentTask:
@@ -182,13 +183,20 @@ class _Guards:
             return
         raise LoopStopped("the agent ended the threads that it shares with other runs")
 
+    async def shutdown_asyncgens(self) -> None:
+        if EXECUTING.get() is None:
+            await self._loop.shutdown_asyncgens()
+            return
+        # They hold what every run needs, such as the pool of connections, which would be closed with them.
+        raise LoopStopped("the agent closed the generators that it shares with other runs")
+
     @property
     def _loop(self) -> Any:
         return super()
 
 
 class LoopStopped(Exception):
-    """An agent called for the end of the event loop or the threads that all runs of the worker share."""
+    """An agent called for the end of the event loop, the threads or the generators that all runs share."""
 
 
 def guarded_loop(base: type[asyncio.AbstractEventLoop]) -> Any:

@@ -35,12 +35,18 @@ _TELL = """
 select pg_notify('procrastinate_queue_v1#' || queue_name, '{"type": "job_inserted", "job_id": ' || id || '}') from
 """
 
+# Among equals the lower id is taken first, so ids are given in the order in which jobs were asked for. Rows are locked
+# in the order of their threads, or two processes that insert for the same ones would wait for each other.
 _INSERT = """
-insert into procrastinate_jobs (queue_name, task_name, priority, lock, queueing_lock, args, scheduled_at)
-select queue, task, priority, case when due is null then thread end, case when due is null then thread end,
+insert into procrastinate_jobs (id, queue_name, task_name, priority, lock, queueing_lock, args, scheduled_at)
+select id, queue, task, priority, case when due is null then thread end, case when due is null then thread end,
        jsonb_build_object('thread_id', thread, 'assistants', assistants), due
-  from unnest(%(queues)s::text[], %(tasks)s::text[], %(priorities)s::int[], %(threads)s::text[], %(due)s::timestamptz[],
-              %(assistants)s::jsonb[]) as asked (queue, task, priority, thread, due, assistants)
+  from (select nextval(pg_get_serial_sequence('procrastinate_jobs', 'id')) id, each.*
+          from (select *
+                  from unnest(%(queues)s::text[], %(tasks)s::text[], %(priorities)s::int[], %(threads)s::text[],
+                              %(due)s::timestamptz[], %(assistants)s::jsonb[])
+                       with ordinality as asked (queue, task, priority, thread, due, assistants, place)
+                 order by place) each) numbered
  order by thread
     on conflict (queueing_lock) where status = 'todo'
 """

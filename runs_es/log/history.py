@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, LiteralString
 
 from psycopg import Connection, Error, InterfaceError, OperationalError, sql
-from psycopg.errors import InsufficientPrivilege
+from psycopg.errors import InsufficientPrivilege, ReadOnlySqlTransaction
 
 from runs_es.domain import StoreUnavailable
 
@@ -36,12 +36,15 @@ select h.epoch, h.is_raised, h.doubt, h.token, h.system_identifier, h.timeline, 
        'heads'::regclass::oid::bigint, (select last_value from event_position)
   from history h
 """
+# What this place does not show stays as it was: a standby has no timeline, some roles see no system identifier.
 _SETTLE = """
-update history set system_identifier = %s, timeline = %s, database_oid = %s, heads_oid = %s, doubt = null
+update history set system_identifier = coalesce(%s, system_identifier), timeline = coalesce(%s, timeline),
+                   database_oid = coalesce(%s, database_oid), heads_oid = coalesce(%s, heads_oid), doubt = null
  where token = %s and is_raised
 """
 _DOUBT = "update history set doubt = %s, token = %s where token = %s and doubt is null and is_raised"
 _PARTS = ("system identifier", "timeline", "database", "table heads")
+_ONLY_READS = (InsufficientPrivilege, ReadOnlySqlTransaction)  # this process, or this database
 SAY = (
     "if it was restored from a backup, or failed over to a standby that lacked something, run `runs-es restored`; "
     "if nothing was lost, `runs-es not-lost` (or set RUNS_ES_ON_NEW_HISTORY)"
@@ -68,6 +71,10 @@ class Place:
             if was is not None and now is not None and was != now
         ]
         return "; ".join(found) or None
+
+    def shows_more_than(self, other: Place) -> bool:
+        """Whether a part is known here that is not known there."""
+        return any(was is None and now is not None for was, now in zip(other.parts(), self.parts(), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,26 +159,29 @@ class HistoryGuard:
     def look(self, connection: Connection[Any]) -> None:
         """Compare the place with the one the log was last written at. `connection` must be autocommit."""
         with self._lock:
+            acknowledged = self._position  # before the state is read: the writer appends meanwhile
             state = self._query.read(connection)
             if self._seen is not None and state.token != self._seen[0] and state.doubt is None:
-                self._position = 0  # somebody has spoken: what this process had appended counts no more
+                # Somebody has spoken: what this process had appended counts no more.
+                self._position = acknowledged = 0
             if state.is_raised:
-                reason = self._reason(state)
+                reason = self._reason(state, acknowledged)
                 if reason is not None:
                     state = self._decided(connection, state, reason)
-                elif state.doubt is None and state.written_at.parts() != state.place.parts():
+                elif state.doubt is None and state.place.shows_more_than(state.written_at):
                     self._settle(connection, state)  # for the first time, or more is shown than before
             elif self._policy == "restored":
                 self._raise()
             self._note(state)
 
-    def _reason(self, state: State) -> str | None:
+    @staticmethod
+    def _reason(state: State, acknowledged: int) -> str | None:
         """Why this may be another history than the one that was written last."""
         where = state.written_at.difference(state.place)
         if where is not None:
             return where
-        if state.position < self._position:
-            return f"the log ends at position {state.position}, and had acknowledged {self._position}"
+        if state.position < acknowledged:
+            return f"the log ends at position {state.position}, and had acknowledged {acknowledged}"
         return None
 
     def _decided(self, connection: Connection[Any], state: State, reason: str) -> State:
@@ -183,19 +193,19 @@ class HistoryGuard:
         if self._policy == "restored":
             logger.warning("the log is at another place (%s); as RUNS_ES_ON_NEW_HISTORY says, it was restored", reason)
             self._raise()
-        elif state.doubt is None:
+        elif state.doubt is None and self.refusal is None:  # once, also where the doubt cannot be written down
             logger.error("nothing is written any more: %s; %s", reason, SAY)
         try:
             connection.execute(_DOUBT, (reason, uuid.uuid4(), state.token))
-        except InsufficientPrivilege:
+        except _ONLY_READS:
             return State(state.epoch, True, reason, state.token, state.written_at, state.place, state.position)
         return self._query.read(connection)
 
     def _settle(self, connection: Connection[Any], state: State) -> None:
         try:
             connection.execute(_SETTLE, (*state.place.parts(), state.token))
-        except InsufficientPrivilege:
-            return  # a process that only reads
+        except _ONLY_READS:
+            return
 
     def _raise(self) -> None:
         """Raise the threads in a thread of its own: meanwhile nothing is written."""

@@ -4,45 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import LiteralString
 
 import psycopg
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
-from runs_es.database.migrate import queue_schema
+from runs_es.database.grants import lacking
 from runs_es.database.outage import is_lost
 from runs_es.domain import StoreUnavailable
 from runs_es.log.event_log import EventLog
 
 SECONDS = 1.5  # that the whole answer may take
-
-# What appends, beside reading, and the jobs that follow from them. Every table of the log's schema must be readable.
-_NEEDED: LiteralString = """
-select coalesce(string_agg(distinct missing, ', '), ''), current_user, pg_is_in_recovery()
-  from (
-    select 'USAGE on schema ' || nspname from pg_namespace
-     where nspname in (%(log)s, %(queue)s) and not has_schema_privilege(oid, 'usage')
-    union all
-    select upper(n.what) || ' on ' || s.nspname || '.' || c.relname
-      from pg_class c join pg_namespace s on s.oid = c.relnamespace
-      join (values (%(log)s, 'heads', 'insert'), (%(log)s, 'heads', 'update'), (%(log)s, 'events', 'insert'),
-                   (%(queue)s, 'procrastinate_jobs', 'select'), (%(queue)s, 'procrastinate_jobs', 'insert'),
-                   (%(queue)s, 'procrastinate_jobs', 'update')) n(schema, name, what)
-        on n.schema = s.nspname and n.name = c.relname
-     where not has_table_privilege(c.oid, n.what)
-    union all
-    select 'SELECT on ' || s.nspname || '.' || c.relname
-      from pg_class c join pg_namespace s on s.oid = c.relnamespace
-     where s.nspname = %(log)s and c.relkind in ('r', 'p') and not c.relispartition
-       and not has_table_privilege(c.oid, 'select')
-    union all
-    select 'USAGE on ' || s.nspname || '.' || c.relname
-      from pg_class c join pg_namespace s on s.oid = c.relnamespace
-     where s.nspname in (%(log)s, %(queue)s) and c.relname in ('event_position', 'procrastinate_jobs_id_seq')
-       and c.relkind = 'S' and not has_sequence_privilege(c.oid, 'usage')
-  ) m(missing)
-"""
 
 
 def what_is_missing(log: EventLog, seconds: float = SECONDS) -> list[str]:
@@ -74,9 +46,10 @@ def what_is_missing(log: EventLog, seconds: float = SECONDS) -> list[str]:
 
 
 def _missing_rights(connection: Connection[TupleRow], schema: str) -> Iterator[str]:
-    row = connection.execute(_NEEDED, {"log": schema, "queue": queue_schema(schema)}).fetchone()
+    row = connection.execute("select current_user, pg_is_in_recovery()").fetchone()
     assert row is not None
-    missing, role, is_standby = row
+    role, is_standby = row
+    missing = lacking(connection, schema)
     if missing:
         yield f"the role {role} lacks {missing}"
     if is_standby:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from runs_es.domain import TERMINAL_TOPICS, BadSequence, RunNotFound, StoreUnavailable
+from runs_es.log.numbers import WIDE
 from runs_es.log.pages import RAW, decoded_size, event_of
 from runs_es.log.reader import READ_BYTES, Head, LogReader, Row, RunBounds
 from runs_es.streams.hub import Channel, Hub
@@ -204,8 +205,8 @@ class RunStreams:
         """Whether this history never gave out `cursor`: it is beyond the head, or was passed over by a restore."""
         if cursor > head.seq:
             return True
-        if not cursor or not self._hub.was_restored:
-            return False
+        if not cursor or head.seq < WIDE:
+            return False  # the thread was not restored
         return await self.call(self.reader.is_of_lost_history, thread_id, cursor)
 
     async def went_on(self, thread_id: str, run_id: str | None, cursor: int) -> bool:

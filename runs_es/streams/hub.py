@@ -147,11 +147,6 @@ class Hub:
         """Another one: what was read before may be of another history (`HistoryGuard`)."""
         return self._log.history.generation
 
-    @property
-    def was_restored(self) -> bool:
-        """Whether there may be numbers that only a lost history can have given out."""
-        return self._log.history.epoch != 0
-
     def _forget(self) -> None:
         for channel in self._snapshot():
             channel.forget()

@@ -20,8 +20,8 @@ START_SECONDS = 20
 
 
 @contextmanager
-def pgbouncer(database_url: str, folder: Path, mode: str) -> Iterator[str]:
-    """The URL of the same database through a PgBouncer in this mode (session, transaction)."""
+def pgbouncer(database_url: str, folder: Path, mode: str, more: str = "") -> Iterator[str]:
+    """The URL of the same database through a PgBouncer in this mode, session or transaction; `more` are settings."""
     found = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     assert found is not None, "PgBouncer is missing: apt-get install pgbouncer"
     parts, port = conninfo.conninfo_to_dict(database_url), free_port()
@@ -33,7 +33,7 @@ def pgbouncer(database_url: str, folder: Path, mode: str) -> Iterator[str]:
     configuration.write_text(
         f"[databases]\nstore = {target}\n"
         f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = trust\n"
-        f"auth_file = {folder}/users.txt\npool_mode = {mode}\ndefault_pool_size = 150\nmax_client_conn = 300\n"
+        f"auth_file = {folder}/users.txt\npool_mode = {mode}\ndefault_pool_size = 150\nmax_client_conn = 300\n{more}"
     )
     command = [found, "-q", str(configuration)]
     if os.geteuid() == 0:

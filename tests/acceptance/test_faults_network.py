@@ -167,7 +167,7 @@ async def never_reading(port: int, path: str) -> socket.socket:
     plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     loop = asyncio.get_running_loop()
     await loop.sock_connect(plain, ("127.0.0.1", port))
-    await loop.sock_sendall(plain, f"GET {path} HTTP/1.1\r\nHost: x\r\nLast-Event-ID: -1\r\n\r\n".encode())
+    await loop.sock_sendall(plain, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: -1\r\n\r\n".encode())
     return plain
 
 

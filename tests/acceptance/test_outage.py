@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from runs_es.database.embedded import EmbeddedPostgres
-from runs_es.database.processes import postmaster_of
+from runs_es.database.processes import postmaster_of, processes_of
 from tests.acceptance.oracle import Ledger
 from tests.acceptance.server import Server
 from tests.database.test_outage import terminate_all
@@ -169,3 +169,29 @@ def test_outages_under_load_three_times(folder: Path, ledger: Ledger, seconds: i
     tally = ledger.tally(f"the database stopped for {seconds} s", seconds)
     tally.measured = "; ".join(f"read {read:.2f} s, append {append:.2f} s" for read, append in recovered)
     assert all(max(each) < 5 for each in recovered), recovered
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(300)
+def test_a_frozen_database_is_one_that_is_away(folder: Path, ledger: Ledger) -> None:
+    """Its processes exist, its sockets accept, and nothing answers: not even a query that is to be cancelled."""
+    with served(folder) as (server, thread_id, _):
+        before = server.output
+        with Load(server.url, thread_id) as load:
+            load.good_after("append", time.monotonic())
+            frozen = processes_of(folder / "data" / "postgres")
+            for pid in frozen:
+                os.kill(pid, signal.SIGSTOP)
+            try:
+                time.sleep(20)
+            finally:
+                for pid in frozen:
+                    os.kill(pid, signal.SIGCONT)
+            back = time.monotonic()
+            read, append, run = (load.good_after(name, back) for name in ("read", "append", "run"))
+        statuses = checked(load)
+        assert statuses[503]
+        lines = [line for line in server.output[len(before) :].splitlines() if line.strip()]
+        assert len(lines) == 2, lines
+    tally = ledger.tally("the database frozen for 20 s", 0)
+    tally.measured = f"read after {read:.2f} s, append after {append:.2f} s, run after {run:.2f} s"

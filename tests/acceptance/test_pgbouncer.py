@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
+import psycopg
 import pytest
 
 from runs_es.database import DatabaseUnavailable, open_database
@@ -33,6 +34,17 @@ def test_transaction_mode_is_refused_in_one_line(database_url: str, folder: Path
         pytest.raises(DatabaseUnavailable, match="pool_mode = session"),
     ):
         open_database(Settings(database_url=url))
+
+
+def test_transaction_mode_that_takes_sessions_in_turn_is_refused_too(database_url: str, folder: Path) -> None:
+    with pgbouncer(database_url, folder, "transaction", "server_round_robin = 1\n") as url:
+        with ExitStack() as stack:  # two sessions of the server, then idle
+            for _ in range(2):
+                connection = stack.enter_context(psycopg.connect(url))
+                connection.execute("select 1")
+        for _ in range(4):
+            with pytest.raises(DatabaseUnavailable, match="pool_mode = session"):
+                open_database(Settings(database_url=url))
 
 
 def test_every_id_of_a_run_rejoins_exactly(pooled_url: str) -> None:

@@ -197,7 +197,7 @@ async def connect_and_ask(port: int, answers: Counter[bytes], most: int | None =
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
         except ConnectionRefusedError:
             return
-        writer.write(b"GET /ok HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        writer.write(b"GET /ok HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         answers[(await reader.read())[:15]] += 1
         writer.transport.abort()
 

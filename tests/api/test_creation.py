@@ -122,8 +122,9 @@ def test_what_a_client_says_of_ids_and_of_who_it_is_does_not_count():
     "fields", [{"config": {"configurable": {"user_id": "alice"}}}, {"context": {"user_id": "alice"}}]
 )
 def test_a_client_says_who_the_user_is_when_none_is_known(fields: dict[str, Any]):
-    assert command(**fields).config["configurable"]["user_id"] == "alice"
-    assert command(ADA, **fields).config["configurable"]["user_id"] == "ada"
+    for caller, seen in ((ANYBODY, "alice"), (ADA, "ada")):
+        made = command(caller, **fields)
+        assert (made.config["configurable"]["user_id"], made.context["user_id"]) == (seen, seen)
 
 
 def test_without_a_known_user_and_without_a_word_of_the_client_the_user_is_empty():

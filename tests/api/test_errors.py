@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from runs_es.database.outage import Outage
 from runs_es.domain import (
     AssistantNotFound,
     BadSequence,
@@ -38,6 +39,7 @@ class FailingStore:
     def __init__(self) -> None:
         self.error: Exception = RuntimeError()
         self.service = SimpleNamespace(get_run=self._fail)
+        self.log = SimpleNamespace(outage=Outage("postgresql://nobody@localhost/nothing"))  # looks only when told to
 
     async def _fail(self, *_: Any) -> None:
         raise self.error

@@ -13,6 +13,8 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
+from runs_es.domain import RunFailed
+from runs_es.process_log import MAX_TRACEBACK_BYTES
 from runs_es.settings import Settings
 from runs_projections.wiring import Store, open_store
 from tests.api.conftest import ScriptedExecutor, client_of, events_of, new_thread
@@ -299,6 +301,22 @@ async def test_outcomes_become_those_of_runs(client: httpx.AsyncClient):
             result = (await client.get(f"/threads/{thread}/runs/{run}/join")).json()
             assert result == {"__error__": {"error": "KeyError", "message": "the key"}}
     assert found["interrupts"] == interrupts
+
+
+async def test_a_workers_traceback_is_kept_for_the_operator_and_shown_to_no_client(
+    client: httpx.AsyncClient, store: Store
+):
+    thread, run = await start(client)
+    worker = await claimed(client)
+    told = "Traceback (most recent call last):\n" + "x" * 100_000 + "\x00 the end"
+    failure = {"type": "KeyError", "message": "the key", "traceback": told}
+    ended = await worker.told("finish", outcome="error", error=failure)
+    (kept,) = [each.fact for each in store.log.reader.run_facts(run) if isinstance(each.fact, RunFailed)]
+    assert kept.traceback.startswith("Traceback (most recent call last):\nxxx")
+    assert kept.traceback.endswith("\ufffd the end")
+    assert len(kept.traceback.encode()) <= MAX_TRACEBACK_BYTES
+    shown = [(await client.get(f"/threads/{thread}/runs/{run}{what}")).text for what in ("", "/events", "/stream")]
+    assert not any("Traceback" in text for text in (str(ended), *shown))
 
 
 async def test_a_released_run_goes_to_the_next_worker(client: httpx.AsyncClient):

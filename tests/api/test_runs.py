@@ -101,15 +101,18 @@ async def test_a_stream_has_every_event_with_its_id_and_ends_with_end(client: ht
 
 
 async def test_replay_is_what_was_live_byte_for_byte_from_any_id(client: httpx.AsyncClient):
+    def without_heartbeats(answer: httpx.Response) -> str:
+        return answer.text.replace(": heartbeat\r\n", "")  # a slow machine has them in a replay too
+
     thread = await new_thread(client)
     live = await client.post(f"/threads/{thread}/runs/stream", json=body(frames=FRAMES))
-    whole, where = live.text.replace(": heartbeat\r\n", ""), live.headers["location"]
-    assert (await client.get(where)).text == whole
+    whole, where = without_heartbeats(live), live.headers["location"]
+    assert without_heartbeats(await client.get(where)) == whole
     for start in ("-1", "0"):
-        assert (await client.get(where, headers={"Last-Event-ID": start})).text == whole
+        assert without_heartbeats(await client.get(where, headers={"Last-Event-ID": start})) == whole
     for event in events_of(whole):
         after = whole.partition(f"id: {event['id']}\r\n\r\n")[2] or whole[whole.index("event: end") :]
-        assert (await client.get(where, headers={"Last-Event-ID": event["id"]})).text == after
+        assert without_heartbeats(await client.get(where, headers={"Last-Event-ID": event["id"]})) == after
 
 
 async def test_the_header_wins_over_the_query(client: httpx.AsyncClient):

@@ -66,9 +66,7 @@ class Raw:
 async def request(server: Loopback, method: str, path: str, json: Any = None) -> AsyncIterator[Raw]:
     body = httpx.Request(method, "http://x", json=json).content if json is not None else b""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    head = (
-        f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     writer.write(head.encode() + body)
     yield Raw(reader, writer)
     writer.close()

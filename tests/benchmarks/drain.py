@@ -29,7 +29,7 @@ def drain(url: str, path: str, last_event_id: str = "-1") -> Drained:
     assert parts.hostname is not None
     view = memoryview(_BUFFER)
     with socket.create_connection((parts.hostname, parts.port or 80), 60) as connection:
-        head = f"GET {path} HTTP/1.1\r\nHost: x\r\nLast-Event-ID: {last_event_id}\r\nConnection: close\r\n\r\n"
+        head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: {last_event_id}\r\nConnection: close\r\n\r\n"
         started = time.perf_counter()
         connection.sendall(head.encode())
         received, first, octets, tail = b"", 0.0, 0, b""

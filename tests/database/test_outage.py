@@ -15,6 +15,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from runs_api.errors import STATUSES
 from runs_es.database import open_database
 from runs_es.database.embedded import EmbeddedPostgres
 from runs_es.database.outage import Outage, be_patient, is_lost, outage_of, patience
@@ -237,3 +238,9 @@ async def test_a_pool_is_not_woken_on_a_loop_that_has_ended(database_url: str) -
         pool.wake()
     pool.wake()
     assert pool.closed
+
+
+def test_a_session_whose_transaction_stood_still_was_ended() -> None:
+    for error in (psycopg.errors.IdleInTransactionSessionTimeout(), psycopg.errors.TransactionTimeout()):
+        assert is_lost(error)
+        assert STATUSES[next(kind for kind in type(error).__mro__ if kind in STATUSES)] == 503

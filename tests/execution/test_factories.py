@@ -257,6 +257,26 @@ async def test_a_graph_that_cannot_be_loaded_keeps_no_other_from_being_served(
         await ran(registry, "broken")
 
 
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("import asyncio\nraise asyncio.CancelledError('x')\n", "importing ./odd.py failed: CancelledError: x"),
+        ("class Skipped(BaseException): pass\nraise Skipped('x')\n", "importing ./odd.py failed: Skipped: x"),
+        ("class Mute(Exception):\n    def __str__(self): raise SystemExit\nraise Mute\n", "failed: Mute: Mute (File"),
+        ("def __getattr__(name): raise KeyError('OPENAI')\n", "reading graph of ./odd.py failed: KeyError: 'OPENAI'"),
+    ],
+    ids=["cancelled", "no exception", "mute", "lazy"],
+)
+def test_whatever_a_graphs_module_raises_keeps_no_other_from_being_served(
+    project: Project, text: str, why: str
+) -> None:
+    graphs = {"odd": "./odd.py:graph", "good": "./made.py:make"}
+    registry = GraphRegistry.from_config(project({"graphs": graphs}, {"made.py": MADE, "odd.py": text}))
+    registry.load_all()
+    assert why in registry.broken["odd"].problem
+    assert "good" not in registry.broken
+
+
 def test_a_configuration_none_of_whose_graphs_can_be_loaded_is_refused(project: Project) -> None:
     config = {"graphs": {"one": "./broken.py:graph", "two": "./missing.py:graph"}}
     registry = GraphRegistry.from_config(project(config, {"broken.py": BROKEN}))

@@ -8,8 +8,9 @@ import inspect
 import logging
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future
+from contextlib import asynccontextmanager
 from contextvars import Context, ContextVar, copy_context
 from typing import Any
 
@@ -19,8 +20,9 @@ import uvloop
 from runs_es.domain import LeaseLost
 from runs_es.execution.agent_threads import AgentThreads
 from runs_es.execution.agents_loop import AgentsLoop
-from runs_es.execution.attempt_failure import MAX_ERROR_TEXT, MAX_ERROR_TYPE, AgentExited, Failure
+from runs_es.execution.attempt_failure import MAX_ERROR_TEXT, AgentExited, Failure
 from runs_es.execution.guard import EXECUTING, AgentTask, executing_in, guarded
+from runs_es.process_log import MAX_CLASS_NAME
 from tests.execution.test_worker_faults import Scripted, given
 
 Body = Callable[[], Coroutine[Any, Any, Any]]
@@ -80,6 +82,25 @@ def agents(request: pytest.FixtureRequest) -> Iterator[Loop]:
     yield loop
     loop.stop()
     assert loop.loop.is_closed()
+
+
+def test_the_executor_is_left_before_generators_are_closed(caplog: pytest.LogCaptureFixture) -> None:
+    left: list[str] = []
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Scripted]:
+        try:
+            yield Scripted()
+        except GeneratorExit:
+            left.append("closed")
+            raise
+        left.append("left")
+
+    loop = Loop(opened, AgentThreads(1), list, grace_seconds=1, blocked_seconds=5)
+    loop.start(10)
+    loop.stop()
+    assert left == ["left"]
+    assert caplog.records == []
 
 
 async def count(until: threading.Event) -> int:
@@ -265,6 +286,28 @@ def test_the_threads_of_all_runs_cannot_be_ended_by_an_agent(agents: Loop) -> No
     assert agents.begin(body, Recorded()).result(10) == 4
 
 
+def test_the_generators_of_all_runs_cannot_be_closed_by_an_agent(agents: Loop) -> None:
+    began, gone = threading.Event(), threading.Event()
+
+    async def numbers() -> AsyncIterator[int]:
+        began.set()
+        yield 1
+        yield await count(until=gone)
+
+    async def of_another_run() -> list[int]:
+        return [number async for number in numbers()]
+
+    async def body() -> None:
+        await asyncio.get_running_loop().shutdown_asyncgens()
+
+    other = agents.begin(of_another_run, Recorded("other"))
+    assert began.wait(10)
+    with pytest.raises(Exception, match="generators that it shares"):
+        agents.begin(body, Recorded()).result(10)
+    gone.set()
+    assert len(other.result(10)) == 2
+
+
 def test_the_factory_passes_on_what_a_task_is_made_with(agents: Loop) -> None:
     told: ContextVar[str] = ContextVar("told", default="nothing")
 
@@ -420,7 +463,7 @@ class Told(Exception):
         (Unpicklable("why"), "Unpicklable", "why"),
         (Endless(), "Endless", "x" * MAX_ERROR_TEXT),
         (Told(), "Told", "told\ufffd?"),
-        (type("Long" * 1000, (Exception,), {})("why"), ("Long" * 1000)[:MAX_ERROR_TYPE], "why"),
+        (type("Long" * 1000, (Exception,), {})("why"), ("Long" * 1000)[:MAX_CLASS_NAME], "why"),
         (AgentExited(SystemExit(Unprintable())), "AgentExited", "the agent called for the end of its process: "
          "SystemExit"),
         (AgentExited(Stop("enough")), "Stop", "enough"),

@@ -17,7 +17,7 @@ from procrastinate.exceptions import ConnectorException
 
 from runs_es.domain import LeaseLost, Provenance, Recorded, RequeueCause, RunRequeued, Thread
 from runs_es.execution import ActiveRun, RunOutcome
-from runs_es.execution.jobs import BatchedJobs, Deferrals
+from runs_es.execution.jobs import ENQUEUE, MOVE, BatchedJobs, Deferrals, Request, enqueue_parameters
 from runs_es.execution.queue import JobQueue, QueueWorker
 from runs_es.execution.routes import DEFAULT_QUEUE, Place, Routes, located
 from runs_es.execution.sweep import Sweep
@@ -452,3 +452,16 @@ async def test_a_connection_of_the_queue_that_died_loses_no_job(
         assert "could not be queued" not in caplog.text
 
     await within(settings, body, work=False)
+
+
+def test_jobs_asked_for_together_are_taken_in_the_order_in_which_they_were_asked_for(settings: Settings) -> None:
+    threads = [f"t{number}" for number in reversed(range(20))]
+    with (
+        open_store(settings, executor=Quick(), work=False),
+        psycopg.connect(str(settings.database_url), options=QUEUE, autocommit=True) as connection,
+    ):
+        for statement in (MOVE, ENQUEUE):
+            connection.execute("delete from procrastinate_jobs")
+            connection.execute(statement, enqueue_parameters([Request(each, Place()) for each in threads]))
+            taken = connection.execute("select args ->> 'thread_id' from procrastinate_jobs order by id").fetchall()
+            assert [thread_id for (thread_id,) in taken] == threads

@@ -94,19 +94,35 @@ async def test_the_time_of_a_run_goes_on_over_its_attempts(settings: Settings) -
     await within(settings, second)
 
 
-async def test_a_cancel_that_comes_with_the_timeout_makes_one_end(settings: Settings) -> None:
-    async def body(store: Store, scripted: Scripted) -> None:
-        run = await store.service.create_background(command("ignore", config={"timeout_seconds": 0.2}))
-        await until(lambda: scripted.began == [run.run_id])
-        await asyncio.to_thread(
-            lambda: store.decisions.make("t", lambda thread, _: Decision(thread.cancel(run.run_id)))
-        )
-        await store.service.ended("t", run.run_id)
-        scripted.let_go.set()
-        ends = [topic for topic in topics(store) if topic in ("run.failed", "run.cancelled")]
-        assert ends == ["run.cancelled"]
+class Stubborn:
+    """An agent that is told to stop and goes on until it is let go."""
 
-    await within(settings, body, cancel_grace_seconds=0.5)
+    def __init__(self) -> None:
+        self.told_to_stop, self.let_go = threading.Event(), threading.Event()
+
+    async def execute(self, run: ActiveRun) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.told_to_stop.set()
+        await asyncio.get_running_loop().run_in_executor(None, self.let_go.wait)
+
+
+async def test_a_cancel_that_comes_with_the_timeout_makes_one_end(settings: Settings) -> None:
+    stubborn = Stubborn()
+    with open_store(settings.model_copy(update={"cancel_grace_seconds": 60.0}), executor=stubborn) as store:
+        try:
+            run = await store.service.create_background(command("hang", config={"timeout_seconds": 0.2}))
+            assert await asyncio.to_thread(stubborn.told_to_stop.wait, 60), "its time is up, and nothing else stops it"
+            await asyncio.to_thread(
+                lambda: store.decisions.make("t", lambda thread, _: Decision(thread.cancel(run.run_id)))
+            )
+            stubborn.let_go.set()
+            await asyncio.wait_for(store.service.ended("t", run.run_id), 60)
+            ends = [topic for topic in topics(store) if topic in ("run.failed", "run.cancelled")]
+            assert ends == ["run.cancelled"]
+        finally:
+            stubborn.let_go.set()
 
 
 @pytest.mark.parametrize("value", [0, -1, True, "5", float("nan"), float("inf")])

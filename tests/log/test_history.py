@@ -12,9 +12,10 @@ import pytest
 from psycopg import conninfo, sql
 
 from runs_es.domain import CursorLost, Provenance, StoreUnavailable, ThreadCreated, ThreadUpdated, now
-from runs_es.log import restored, session
+from runs_es.log import history, restored, session
 from runs_es.log.decisions import Decision, Decisions
 from runs_es.log.event_log import EventLog
+from runs_es.log.history import HistoryGuard, State, StateQuery
 from runs_es.log.inspection import inspect_log
 from runs_es.log.numbers import WIDE
 from runs_es.log.retention import erase_thread
@@ -255,3 +256,47 @@ def test_a_process_that_has_appended_what_is_missing_notices_it_itself(database_
         say_restored(database_url)
         until(lambda: log.history.refusal is None)
         log.append("t", [updated("t")], expected=4).result(10)
+
+
+def test_an_append_that_is_acknowledged_while_the_state_is_read_is_no_doubt(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with session.connect(database_url, SCHEMA, "looker") as connection:
+        guard = HistoryGuard()
+        guard.look(connection)
+        read = StateQuery.read
+
+        def read_then_append(query: StateQuery, over: Any) -> State:
+            state = read(query, over)
+            guard.acknowledged(state.position + 1)  # as the writer's thread, before this one goes on
+            return state
+
+        monkeypatch.setattr(StateQuery, "read", read_then_append)
+        guard.look(connection)
+        assert guard.refusal is None
+        assert connection.execute("select doubt from history").fetchone() == (None,)
+
+
+def test_a_database_that_only_reads_is_looked_at_and_what_it_does_not_show_is_kept(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a standby does: it shows no timeline, and takes no write."""
+    with session.connect(database_url, SCHEMA, "looker") as connection:
+        HistoryGuard().look(connection)
+        written = connection.execute("select system_identifier, timeline from history").fetchone()
+        assert written is not None
+        assert None not in written
+        monkeypatch.setattr(history, "_TIMELINE", "null::bigint")
+        for mode in ("on", "off"):
+            connection.execute(sql.SQL("set default_transaction_read_only = {}").format(sql.Literal(mode)))
+            guard = HistoryGuard()
+            guard.look(connection)
+            assert (guard.epoch, guard.refusal) == (0, None)
+            assert connection.execute("select system_identifier, timeline from history").fetchone() == written
+        connection.execute("update history set database_oid = 1")
+        connection.execute("set default_transaction_read_only = on")
+        guard = HistoryGuard()
+        for _ in range(3):
+            guard.look(connection)
+        assert "runs-es restored" in str(guard.refusal)
+        assert caplog.text.count("nothing is written any more") == 1

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from psycopg import conninfo, sql
 
+from runs_es.database import grants
 from runs_es.log.event_log import EventLog
 from runs_es.log.readiness import what_is_missing
 
@@ -56,6 +57,22 @@ def test_a_role_that_may_not_append_is_told_what_right_it_lacks(role: str) -> No
     assert "USAGE on runs_es.event_position" in missing
     assert "INSERT on runs_es_queue.procrastinate_jobs" in missing
     assert missing.startswith("the role reader_")
+
+
+def test_a_role_with_what_is_granted_lacks_nothing_and_without_any_of_it_is_told(database_url: str, role: str) -> None:
+    """The rights that are asked for are those that `runs-es grants` gives."""
+    name = str(conninfo.conninfo_to_dict(role)["user"])
+    with psycopg.connect(database_url, autocommit=True) as connection, EventLog(role) as log:
+        wanted = grants.grants(connection, "runs_es")
+        grants.apply(connection, name, wanted)
+        assert what_is_missing(log, SECONDS) == []
+        for each in wanted:
+            on = (sql.SQL(each.kind), sql.Identifier(*each.name), sql.Identifier(name))
+            connection.execute(sql.SQL("revoke all on {} {} from {}").format(*on))
+            with psycopg.connect(role) as asked:
+                said = grants.lacking(asked, "runs_es")
+            connection.execute(each.statement(name))
+            assert {f"{right.upper()} on {'.'.join(each.name)}" for right in each.rights} == set(said.split(", "))
 
 
 def test_a_read_only_database_is_said(database_url: str) -> None:

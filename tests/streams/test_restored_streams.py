@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
+from runs_es.domain import CursorLost
 from runs_es.log import restored
 from runs_es.log.event_log import EventLog
 from runs_es.log.numbers import WIDE
@@ -17,6 +18,7 @@ from runs_es.log.run_writer import RunWriter
 from runs_es.streams.cursor import Frames, Gap, Heartbeat, RunStreams
 from runs_es.streams.hub import Hub
 from runs_es.streams.thread_cursor import open_feed
+from runs_projections.readers import ProjectedEvents
 from tests.conftest import SCHEMA
 from tests.log.test_history import until
 from tests.streams.test_streams import House, Recording
@@ -98,3 +100,24 @@ async def _frames(steps: object) -> list[tuple[int, bytes]]:
         if isinstance(step, Frames):
             return step.items()
     raise AssertionError("the stream ended without a frame")
+
+
+async def test_a_process_that_has_not_looked_since_the_restore_gives_no_lost_cursor_the_rest(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recording = Recording(house.log)
+    recording.publish(4)
+    recording.finish()
+    head = house.log.reader.head(recording.thread_id)
+    assert head is not None
+    until(lambda: house.log.history.epoch == 0)
+    monkeypatch.setattr(house.log.history, "look", lambda _: None)
+    await asyncio.to_thread(say_restored, house.log.url)
+    for lost in (head.seq + 1, head.seq + WIDE - 1):
+        stream = await house.streams.open(recording.thread_id, recording.run.run_id, lost, heartbeat=0.1)
+        feed = await open_feed(house.streams, recording.thread_id, None, lost, frames=False, heartbeat=0.1)
+        for steps in (stream.steps(), feed.steps()):
+            assert isinstance(await anext(steps), Gap)
+            await steps.aclose()  # type: ignore[attr-defined]
+        with pytest.raises(CursorLost):
+            ProjectedEvents(house.log).list_events_by_run(recording.thread_id, None, after_seq=lost)

@@ -40,6 +40,7 @@ from runs_es.domain import (
 from runs_es.execution.external.leases import Granted, Leases
 from runs_es.execution.external.names import ExternalAssistants
 from runs_es.execution.external.values import Claimed, Content, Ending, Refused, Stated, Written
+from runs_es.execution.failures import room_for_traceback
 from runs_es.execution.protocol import refuse_reserved
 from runs_es.execution.recording import KnownMessages
 from runs_es.execution.worker import Claim, Restore, WorkerLimits, decision
@@ -370,7 +371,8 @@ class ExternalRuns:
                 run.mark_cancelled(action=run.cancel_requested)
                 return
             _same_frames(head.frames, frames)
-            ending.mark(run, show_errors=self._limits.show_errors)
+            room = room_for_traceback(self._log.max_event_bytes)
+            ending.mark(run, show_errors=self._limits.show_errors, max_traceback_bytes=room)
 
         return self._close(stated, how)
 

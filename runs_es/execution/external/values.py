@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from runs_es.domain import LeaseLost, Run, RunStatus
+from runs_es.process_log import MAX_TRACEBACK_BYTES, bounded
 
 
 class Refused(LeaseLost):
@@ -57,15 +58,18 @@ class Ending:
     interrupts: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
     error_type: str = "Error"
+    traceback: str = ""
 
-    def mark(self, run: Run, *, show_errors: bool = True) -> None:
-        """End the run so. Without `show_errors` clients do not see the text."""
+    def mark(self, run: Run, *, show_errors: bool = True, max_traceback_bytes: int = MAX_TRACEBACK_BYTES) -> None:
+        """End the run so. Without `show_errors` clients do not see the text; of the traceback the fact keeps at most
+        `max_traceback_bytes`.
+        """
         if self.status is RunStatus.SUCCESS:
             run.mark_completed(interrupts=self.interrupts)
-        elif self.status is RunStatus.TIMEOUT:
-            run.mark_timed_out(self.error, error_type=self.error_type, error_hidden=not show_errors)
-        else:
-            run.mark_failed(self.error, error_type=self.error_type, error_hidden=not show_errors)
+            return
+        mark = run.mark_timed_out if self.status is RunStatus.TIMEOUT else run.mark_failed
+        kept = bounded(self.traceback, max_traceback_bytes)
+        mark(self.error, error_type=self.error_type, traceback=kept, error_hidden=not show_errors)
 
 
 @dataclass(frozen=True, slots=True)

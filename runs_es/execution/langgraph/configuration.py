@@ -16,7 +16,9 @@ from typing import Any
 
 from runs_es.domain.facts import hidden_error
 from runs_es.environment import PREFIX, READ_ELSEWHERE
+from runs_es.execution.attempt_failure import printed
 from runs_es.execution.own_frames import last_own_frame
+from runs_es.process_log import class_name
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +94,7 @@ class GraphSource:
     def failure(self, what: str, error: BaseException) -> GraphLoadError:
         """The error for user code that raised, with the last frame of that code."""
         frame = last_own_frame(error, self.folder.resolve())
-        return self.error(f"{what}: {type(error).__name__}: {error}" + (f" ({frame})" if frame else ""))
+        return self.error(f"{what}: {class_name(error)}: {printed(error)}" + (f" ({frame})" if frame else ""))
 
 
 @dataclass(frozen=True, slots=True)

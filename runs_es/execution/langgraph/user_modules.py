@@ -30,7 +30,9 @@ def _module(source: GraphSource) -> ModuleType:
         raise source.error(f"the file {source.file} does not exist")
     try:
         return _module_of_file(source) if source.is_file else importlib.import_module(source.target)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise  # Ctrl+C while the process starts
+    except BaseException as error:
         raise source.failure(f"importing {source.target} failed", error) from error
 
 
@@ -85,4 +87,6 @@ def _attribute(source: GraphSource, module: ModuleType) -> Any:
             raise source.error(
                 f"{source.target} has no {source.attribute!r}; name a variable that it defines"
             ) from None
+        except Exception as error:  # of a `__getattr__` that makes it, or a property
+            raise source.failure(f"reading {source.attribute} of {source.target} failed", error) from error
     return found
