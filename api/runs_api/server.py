@@ -70,7 +70,8 @@ class AbortableProtocol(HttpToolsProtocol):
 
     _is_last = False
     _due: float | None = None
-    _timer: asyncio.TimerHandle | None = None
+    _timer: asyncio.Handle | None = None
+    _looks_at = 0.0
     _in_head = True
     _head_bytes = 0
     _body_bytes = 0
@@ -130,10 +131,15 @@ class AbortableProtocol(HttpToolsProtocol):
         """Refuse what has not come in so many seconds. The timer stays: to move it with each request costs more."""
         self._due = self.loop.time() + seconds
         if self._timer is None:
-            self._timer = self.loop.call_at(self._due, self._look)
+            self._look_at(self._due)
+
+    def _look_at(self, moment: float) -> None:
+        # uvloop's handle of a time that has come does not know when that was.
+        self._looks_at = moment
+        self._timer = self.loop.call_at(moment, self._look)
 
     def _look(self) -> None:
-        late = self.loop.time() - self._timer.when() if self._timer is not None else 0.0
+        late = self.loop.time() - self._looks_at
         self._timer = None
         if self._due is None or self.transport.is_closing():
             return
@@ -141,7 +147,7 @@ class AbortableProtocol(HttpToolsProtocol):
         if late > _STALL_SECONDS:
             due = max(due, self.loop.time() + _STALL_SECONDS)  # we stood still: what came meanwhile is read first
         if self.loop.time() < due:
-            self._timer = self.loop.call_at(due, self._look)
+            self._look_at(due)
         elif self._in_head:
             self._refuse(b"408 Request Timeout", "the headers did not come in time (RUNS_ES_HEADER_TIMEOUT_SECONDS)")
         else:
