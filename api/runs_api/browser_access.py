@@ -48,7 +48,7 @@ class BrowserRules:
                 )
         origins = headers.getlist("origin")
         for origin in origins:
-            if not self.takes_origin(origin, hosts):
+            if not self.takes_origin(origin, hosts) and not self._is_own_behind_a_proxy(headers):
                 return ApiError(
                     403, f"pages of {origin!r} may not use this server; RUNS_ES_CORS_ORIGINS can name it (JSON list)"
                 )
@@ -75,6 +75,12 @@ class BrowserRules:
             return True
         scheme, _, name = origin.lower().partition("://")
         return scheme in ("http", "https") and [name] == [host.lower() for host in hosts]
+
+    def _is_own_behind_a_proxy(self, headers: Headers) -> bool:
+        """Whether the browser says that the page is the server's own. A proxy may have changed `Host` since, but no
+        page can set this header. On a loopback address there is no proxy to allow for.
+        """
+        return not self._is_local and headers.getlist("sec-fetch-site") == ["same-origin"]
 
     def _takes_referrer(self, headers: Headers, hosts: Sequence[str]) -> bool:
         parts = urlsplit(headers.get("referer", ""))

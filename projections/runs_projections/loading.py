@@ -37,7 +37,7 @@ def load_projections(settings: Settings | None = None) -> tuple[AnyProjection, .
     for named, load in _named(settings or Settings()):
         try:
             found = load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             frame = last_own_frame(error)
             why = f"{type(error).__name__}: {error}" + (f" ({frame})" if frame else "")
             raise ProjectionLoadError(f"{named} cannot be loaded: {why}") from error

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from psycopg import Connection, Cursor
@@ -32,7 +32,7 @@ def advance(
     """
     new = recordeds[-1].position if to is None else to
     seen = [(projection, _not_skipped(projection, recordeds, skips)) for projection in projections]
-    with suppress(_Elsewhere), connection.pipeline(), connection.transaction():
+    with _contained(), suppress(_Elsewhere), connection.pipeline(), connection.transaction():
         # The position first: its row lock is what makes a second writer wait, and then find that it is too late.
         moved = tracking.move(connection, projections, old, new)
         asked = [(projection, facts, _ask(connection, projection, facts)) for projection, facts in seen]
@@ -50,13 +50,28 @@ def _not_skipped(projection: AnyProjection, recordeds: Sequence[Recorded], skips
     return [each for each in recordeds if each.position not in skipped] if skipped else recordeds
 
 
+class ReadModelExited(Exception):
+    """The code of a read model raised what is no `Exception`, such as SystemExit: only that read model stops."""
+
+
+@contextmanager
+def _contained() -> Iterator[None]:
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException as error:
+        raise ReadModelExited(f"it called for the end of its process: {type(error).__name__}: {error}") from error
+
+
 class _Elsewhere(Exception):
     """A projection is not where it was thought to be; rolls the batch back."""
 
 
 def refill(connection: Connection[TupleRow], projection: AnyProjection, recordeds: Sequence[Recorded]) -> None:
     """Take one projection over these facts, in a table that nobody else knows of; part of the caller's transaction."""
-    _fold_and_write(connection, projection, _ask(connection, projection, recordeds), recordeds)
+    with _contained():
+        _fold_and_write(connection, projection, _ask(connection, projection, recordeds), recordeds)
 
 
 def _ask(

@@ -20,7 +20,7 @@ from runs_es.domain import TERMINAL_TOPICS, Fact, Provenance, Recorded, StoreUna
 from runs_es.log import codec, session
 from runs_es.log.append import ANONYMOUS, PAGE_TOPIC
 from runs_es.log.key_cache import KeyCache
-from runs_es.log.numbers import FIRST, first_of
+from runs_es.log.numbers import FIRST, RESTORED, WIDE, first_of
 from runs_es.log.pages import KEY_BYTES, RAW, KeyPage, decode_page, key_of, only_body, rendered
 
 FACT_COLUMNS = (
@@ -292,11 +292,23 @@ class LogReader:
         """Whether `seq` is a number that only a history lost by a restore can have given out."""
         with self.connection() as connection:
             row = connection.execute(
-                f"select n < 0 and {FIRST} <= %(s)s from events_facts"
+                f"select n < 0, {FIRST}, topic, seq from events_facts"
                 " where thread_id = %(t)s and seq > %(s)s order by seq limit 1",
                 {"t": thread_id, "s": seq},
             ).fetchone()
-        return row == (True,)
+            if row is None:
+                return False
+            is_wide, first, topic, last = row
+            if first <= seq or topic not in ("thread.erased", RESTORED):
+                return bool(is_wide) and first <= seq
+            # An erasure takes the row that a thread made after a restore began with. What no other restore has passed
+            # over up to here is where it began, in whole epochs, and what it had: far less than one.
+            restored = connection.execute(
+                "select coalesce(sum(-n), 0)::bigint from events_facts"
+                " where thread_id = %s and topic = 'thread.restored' and seq < %s",
+                (thread_id, last),
+            ).fetchone()
+        return restored is not None and seq <= ((first - 1) // WIDE - restored[0]) * WIDE
 
     def forget(self) -> None:
         """Let go of key pages: what is stored may have another history by now."""

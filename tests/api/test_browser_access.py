@@ -133,6 +133,19 @@ async def test_elsewhere_any_name_is_taken_and_other_origins_are_not(store: Stor
         assert (await client.post("/threads", headers={"Origin": "https://other.example"})).status_code == 403
 
 
+@pytest.mark.parametrize(
+    ("is_local", "site", "refused"),
+    [(False, "same-origin", False), (False, "cross-site", True), (False, None, True), (True, "same-origin", True)],
+)
+def test_behind_a_proxy_that_changes_the_host_the_browser_says_which_page_is_the_servers_own(
+    is_local: bool, site: str | None, refused: bool
+):
+    rules = BrowserRules(Settings(), is_local=is_local)
+    host = "localhost" if is_local else "upstream"
+    told = {"host": host, "origin": "https://app.example", **({"sec-fetch-site": site} if site else {})}
+    assert (rules.refusal(Headers(told)) is not None) is refused
+
+
 def test_elsewhere_with_names_listed_probes_still_come_by_address():
     rules = BrowserRules(Settings(allowed_hosts=["api.example"]), is_local=False)
     assert rules.takes_host("10.1.2.3:2024")

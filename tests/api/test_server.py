@@ -66,7 +66,8 @@ class Raw:
 async def request(server: Loopback, method: str, path: str, json: Any = None) -> AsyncIterator[Raw]:
     body = httpx.Request(method, "http://x", json=json).content if json is not None else b""
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    fields = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    head = f"{method} {path} HTTP/1.1\r\n{fields}\r\n\r\n"
     writer.write(head.encode() + body)
     yield Raw(reader, writer)
     writer.close()

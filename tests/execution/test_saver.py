@@ -14,6 +14,8 @@ from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 
 from runs_es.domain import LeaseLost
+from runs_es.execution.attempt_failure import AgentExited
+from runs_es.execution.guard import guarded
 from runs_es.execution.langgraph.executor import LangGraphExecutor
 from runs_es.execution.langgraph.graphs import GraphRegistry, assistant_id
 from runs_es.execution.langgraph.saver import MAX_WAITING, CheckpointPool, FencedPostgresSaver, open_checkpoint_pool
@@ -21,6 +23,7 @@ from runs_es.execution.langgraph.state import GraphStateReader
 from runs_es.execution.thread_state import empty_state
 from runs_es.log.locks import thread_lock_key
 from tests.acceptance.questions.graphs import in_one_node
+from tests.execution.conftest import Project
 from tests.execution.recorded_run import RecordedRun
 from tests.execution.test_langgraph_executor import Graphs
 
@@ -418,6 +421,42 @@ async def test_a_state_has_the_shape_of_the_platform(
     assert expected.items() <= state["metadata"].items()
     assert state["metadata"]["assistant_id"] == assistant_id("agent")
     assert (state["metadata"]["run_id"], state["metadata"]["thread_id"]) == (run.run.run_id, thread_id)
+
+
+REDUCING = """
+from typing import Annotated, Any, TypedDict
+from langgraph.graph import START, StateGraph
+
+def reduce(old, new):
+    if new == "exit":
+        raise SystemExit(3)
+    if new == "interrupt":
+        raise KeyboardInterrupt
+    return new
+
+class State(TypedDict, total=False):
+    what: Annotated[Any, reduce]
+
+builder = StateGraph(State)
+builder.add_node("node", lambda state: {"what": state["what"][1:]})
+builder.add_edge(START, "node")
+graph = builder.compile()
+"""
+
+
+@pytest.mark.parametrize("what", ["exit", "interrupt"])
+async def test_a_reducer_that_ends_its_process_does_not_end_the_one_that_reads_the_state(
+    pool: CheckpointPool, project: Project, thread_id: str, what: str
+) -> None:
+    registry = GraphRegistry.from_config(
+        project({"graphs": {"agent": "./reducing.py:graph"}}, {"reducing.py": REDUCING})
+    )
+    executor = LangGraphExecutor.over_pool(registry, pool, SCHEMA)
+    run = RecordedRun({"input": {"what": f"x{what}"}}, thread_id=thread_id, fence=1)
+    with pytest.raises(AgentExited):
+        await guarded(executor.execute(run))
+    state = await GraphStateReader(registry, pool).get(thread_id, "agent")
+    assert state["values"] == {"what": f"x{what}"}
 
 
 async def test_an_earlier_state_and_the_history_can_be_read(

@@ -240,6 +240,24 @@ def test_an_erased_thread_keeps_what_tells_its_lost_numbers(database_url: str) -
     assert findings(database_url) == []
 
 
+def test_a_thread_made_after_a_restore_tells_lost_numbers_after_its_erasure_too(database_url: str) -> None:
+    with EventLog(database_url) as log:
+        say_restored(database_url)
+        until(lambda: log.history.epoch == 1 and log.history.refusal is None)
+        grown(log, "t", 2)
+        say_restored(database_url)
+        until(lambda: log.history.epoch == 2 and log.history.refusal is None)
+        for _ in range(2):
+            erase_thread(log, "t", provenance=Provenance(reason="asked for"))
+            Decisions(log).make("t", lambda thread, head: Decision([created("t")]))
+        seqs = [each.seq for each in log.reader.facts("t")]
+        assert seqs == [2 * WIDE + each for each in (2, 3, 5, 6)]  # restored, erased, erased, created
+        for lost in (1, 3, WIDE, WIDE + 3, 2 * WIDE + 1):
+            assert log.reader.is_of_lost_history("t", lost), lost
+        for known in (WIDE + 1, WIDE + 2, *seqs):
+            assert not log.reader.is_of_lost_history("t", known), known
+
+
 def test_a_process_that_has_appended_what_is_missing_notices_it_itself(database_url: str) -> None:
     """A copy of the cluster's files, started without recovery to another timeline, lies at the same place."""
     with EventLog(database_url) as log:

@@ -161,10 +161,20 @@ def test_waiting_is_bounded(log: EventLog, projector: LiveProjector) -> None:
     assert 0.15 < time.monotonic() - begun < 2
 
 
-def test_a_projection_that_fails_stops_alone_and_says_where(log: EventLog, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("cannot digest this"), "RuntimeError: cannot digest this"),
+        (SystemExit(3), "ReadModelExited: it called for the end of its process: SystemExit: 3"),
+    ],
+    ids=["raises", "exits"],
+)
+def test_a_projection_that_fails_stops_alone_and_says_where(
+    log: EventLog, caplog: pytest.LogCaptureFixture, error: BaseException, reason: str
+) -> None:
     def picky(row: Any, recorded: Recorded) -> Any:
         if recorded.fact.thread_id == "bad":
-            raise RuntimeError("cannot digest this")
+            raise error
         return THREADS.evolve(row, recorded)
 
     with copied(log, THREADS, evolve=picky) as broken:
@@ -181,7 +191,7 @@ def test_a_projection_that_fails_stops_alone_and_says_where(log: EventLog, caplo
             assert projector.wait_for(append_one(log, created("later")), 10, ["threads"])
             rows = stored(log, (broken,))[broken.name]
 
-    assert (failure.position, failure.reason) == (bad, "RuntimeError: cannot digest this")
+    assert (failure.position, failure.reason) == (bad, reason)
     assert list(rows) == [("good",)]
     assert f"projection {broken.name} stopped at position {bad}" in caplog.text
     assert stored(log) == folded(log)

@@ -93,12 +93,13 @@ RENAMED = (
         ("my_read_models.durations:evolve", "is no Projection but of type function"),
         ("my_read_models.broken:IT", "RuntimeError: not today (File "),
         ("my_read_models.broken:IT", 'broken.py", line 1, in <module>)'),
+        ("my_read_models.exits:IT", "cannot be loaded: SystemExit: 3 (File "),
         ("my_read_models.many:BOTH", "there is another projection called durations over durations_v1"),
         ("my_read_models.renamed:OTHER", "its table must be called <name>_v1, not other"),
     ],
 )
 def test_what_cannot_be_loaded_is_named_with_the_reason(package: Path, named: str, problem: str) -> None:
-    for name, text in (("broken", BROKEN), ("many", MANY), ("renamed", RENAMED)):
+    for name, text in (("broken", BROKEN), ("exits", "raise SystemExit(3)"), ("many", MANY), ("renamed", RENAMED)):
         (package / "my_read_models" / f"{name}.py").write_text(text)
 
     with pytest.raises(ProjectionLoadError) as raised:
