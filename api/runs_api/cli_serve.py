@@ -49,7 +49,9 @@ Config = Annotated[
 ]
 Level = Annotated[
     LogLevel | None,
-    typer.Option("--log-level", help="What to log, to standard error; without it RUNS_ES_LOG_LEVEL."),
+    typer.Option(
+        "--log-level", case_sensitive=False, help="What to log, to standard error; without it RUNS_ES_LOG_LEVEL."
+    ),
 ]
 HIDDEN = "errors of agents are hidden from clients; RUNS_ES_SHOW_ERRORS=always shows them"
 Concurrency = Annotated[

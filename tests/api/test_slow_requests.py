@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import uvloop
 
 from runs_api.server import AbortableProtocol, ArrivalBounds, BoundedConfig, DrainingServer, bound_socket
 
@@ -78,6 +79,17 @@ async def test_three_hundred_half_requests_are_all_closed():
     async with serving(QUICK) as port:
         answers = await asyncio.gather(*(answer_to(port, b"GET / HTTP/1.1\r\nHost: x\r\n") for _ in range(300)))
     assert {answer[:12] for answer in answers} == {b"HTTP/1.1 408"}
+
+
+def test_half_bodies_are_all_closed_on_the_loop_that_servers_run_on():
+    half = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n1"
+
+    async def answers() -> list[bytes]:
+        async with serving(QUICK) as port:
+            return await asyncio.gather(*(answer_to(port, half) for _ in range(300)))
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert {answer[:12] for answer in runner.run(answers())} == {b"HTTP/1.1 408"}
 
 
 async def test_a_request_that_comes_byte_by_byte_gets_no_more_time_for_it():

@@ -180,27 +180,40 @@ def test_packages_called_api_projections_and_tests_are_the_users_own(project: Pr
 
 
 def test_env_is_set_but_never_over_what_is_set_already(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RUNS_ES_T_SET", "before")
-    for name in ("RUNS_ES_T_NEW", "RUNS_ES_T_NUMBER"):
+    monkeypatch.setenv("GRAPHS_T_SET", "before")
+    for name in ("GRAPHS_T_NEW", "GRAPHS_T_NUMBER"):
         monkeypatch.setenv(name, "")  # so that it is restored
         monkeypatch.delenv(name)
-    env = {"RUNS_ES_T_SET": "after", "RUNS_ES_T_NEW": "new", "RUNS_ES_T_NUMBER": 1}
+    env = {"GRAPHS_T_SET": "after", "GRAPHS_T_NEW": "new", "GRAPHS_T_NUMBER": 1}
     GraphRegistry.from_config(project({"graphs": {"a": "a:b"}, "env": env}))
     assert [os.environ[name] for name in env] == ["before", "new", "1"]
+
+
+@pytest.mark.parametrize("name", ["RUNS_ES_USER_HEADER", "RUNS_ES_USER_HEDER", "runs_es_concurrency"])
+def test_a_setting_of_the_server_in_env_is_refused_because_it_would_have_no_effect(
+    project: Project, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = project({"graphs": {"a": "a:b"}, "env": {"GRAPHS_T_NEW": "new", name: "1"}})
+    with pytest.raises(GraphLoadError, match=f'"env" comes too late for {name}, .* in the environment of the process'):
+        GraphRegistry.from_config(config)
+    assert "GRAPHS_T_NEW" not in os.environ
+    monkeypatch.setenv("GRAPHS_T_NEW", "")  # so that it is restored
+    monkeypatch.setenv(name, "1")  # a file that the shell has read as well
+    GraphRegistry.from_config(config)
 
 
 def test_an_env_file_has_lines_of_key_and_value(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in "ABCDEF":
-        monkeypatch.setenv(f"RUNS_ES_T_{name}", "")
-        monkeypatch.delenv(f"RUNS_ES_T_{name}")
+        monkeypatch.setenv(f"GRAPHS_T_{name}", "")
+        monkeypatch.delenv(f"GRAPHS_T_{name}")
     (tmp_path / ".env").write_text(
-        "# RUNS_ES_T_F=no\n\nRUNS_ES_T_A=1\nexport RUNS_ES_T_B = two words # said\n"
-        "RUNS_ES_T_C='a # b'\nRUNS_ES_T_D=\"x=y\"\nRUNS_ES_T_E=\nnonsense\n"
+        "# GRAPHS_T_F=no\n\nGRAPHS_T_A=1\nexport GRAPHS_T_B = two words # said\n"
+        "GRAPHS_T_C='a # b'\nGRAPHS_T_D=\"x=y\"\nGRAPHS_T_E=\nnonsense\n"
     )
     GraphRegistry.from_config(project({"graphs": {"a": "a:b"}, "env": ".env"}))
-    values = [os.environ.get(f"RUNS_ES_T_{name}") for name in "ABCDEF"]
+    values = [os.environ.get(f"GRAPHS_T_{name}") for name in "ABCDEF"]
     assert values == ["1", "two words", "a # b", "x=y", "", None]
 
 

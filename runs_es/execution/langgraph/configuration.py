@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from runs_es.domain.facts import hidden_error
+from runs_es.environment import PREFIX, READ_ELSEWHERE
 from runs_es.execution.attempt_failure import printed
 from runs_es.execution.own_frames import last_own_frame
 from runs_es.process_log import class_name
@@ -209,11 +210,18 @@ def _put_first_on_path(folders: list[Path]) -> None:
 
 
 def _set_environment(config: Path, env: Any) -> None:
-    """What stands in the environment already, wins."""
+    """Set what is not set already. Raises GraphLoadError for settings of the server, which have been read by now."""
     if isinstance(env, str):
         env = _read_env_file(config.parent / env)
     if not isinstance(env, dict):
         raise GraphLoadError(f'{config}: "env" must be an object or the path of a file of KEY=VALUE lines')
+    late = sorted({key for key in env if key.upper().startswith(PREFIX)} - READ_ELSEWHERE - os.environ.keys())
+    if late:
+        # Passed over, a user header would protect nobody and a misspelt name would never be noticed.
+        raise GraphLoadError(
+            f'{config}: "env" comes too late for {late[0]}, a setting of the server:'
+            " set it in the environment of the process"
+        )
     for key, value in env.items():
         os.environ.setdefault(key, value if isinstance(value, str) else json.dumps(value))
 
