@@ -18,7 +18,7 @@ def restored(
         typer.Option(
             "--lost-restores",
             min=0,
-            max=MAX_EPOCH,
+            max=MAX_EPOCH // restores.SPREAD - 1,
             help="How often `restored` had been said between this backup and now, on what is lost.",
         ),
     ] = 0,

@@ -94,8 +94,10 @@ def restore_numbers(
 ) -> int:
     """Take every thread's numbers past those of the lost history; returns how many threads this call has raised.
 
-    `lost_restores` is how often the lost history had itself been restored since the backup: so many times more numbers
-    are passed over. May be killed at any point, and called again. `on_progress` is told how many threads are done.
+    `lost_restores` is how often the lost history had itself been restored since the backup: all numbers that it can
+    have come to are passed over. May be killed at any point, and called again. `on_progress` is told how many threads
+    are done.
+
     Raises RestoreBusy, and StoreUnavailable when no numbers are left.
     """
     with _alone(connection):
@@ -103,7 +105,7 @@ def restore_numbers(
         if before.is_raised:
             if only_if_in_doubt and before.doubt is None:
                 return 0  # another process has done it
-            _begin(connection, before, 1 + lost_restores)
+            _begin(connection, before, 1 + lost_restores * SPREAD)
             _cut_writers(connection)
         state = state_of(connection)
         done = 0
