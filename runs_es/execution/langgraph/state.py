@@ -15,6 +15,7 @@ from psycopg_pool import PoolTimeout
 from runs_es.database.outage import is_lost
 from runs_es.domain.errors import StoreUnavailable
 from runs_es.domain.facts import hidden_error
+from runs_es.execution.guard import guarded
 from runs_es.execution.langgraph.encoding import plain
 from runs_es.execution.langgraph.graphs import GraphRegistry, over
 from runs_es.execution.langgraph.saver import CheckpointPool
@@ -60,9 +61,8 @@ class GraphStateReader:
             return self._state(await self._read(lambda: graph.aget_state(config, subgraphs=subgraphs)))
         except StoreUnavailable:
             raise
-        except (Exception, SystemExit) as error:
+        except Exception as error:
             # The newest state may have writes pending that the graph's own reducers refuse; a run has failed on them.
-            # A reducer that calls for the end of the process must not end the server that reads.
             logger.warning(
                 "the state of thread %s is read without what its last run left pending", thread_id, exc_info=error
             )
@@ -112,7 +112,7 @@ class GraphStateReader:
         """What `read` answers; when its connection turns out to be lost, over another. Raises StoreUnavailable."""
         for has_another in (True, False):
             try:
-                return await read()
+                return await guarded(read())  # reducers are the graph's own code
             except PoolTimeout as error:
                 raise StoreUnavailable(f"no connection for checkpoints: {self._pool.outage.reason or error}") from error
             except psycopg.Error as error:
