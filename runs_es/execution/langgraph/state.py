@@ -112,7 +112,8 @@ class GraphStateReader:
         """What `read` answers; when its connection turns out to be lost, over another. Raises StoreUnavailable."""
         for has_another in (True, False):
             try:
-                return await guarded(read())  # reducers are the graph's own code
+                found: T = await guarded(read())  # reducers are the graph's own code
+                return found
             except PoolTimeout as error:
                 raise StoreUnavailable(f"no connection for checkpoints: {self._pool.outage.reason or error}") from error
             except psycopg.Error as error:
