@@ -78,16 +78,16 @@ def test_serving_installs_no_tools_and_the_tests_add_theirs(checkout: Path) -> N
     assert "install.py" not in plan(checkout, "test") + plan(checkout, "check")
 
 
-def test_the_options_of_pip_are_told_to_uv(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_options_of_pip_are_told_to_uv(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As pip 25 prints them; an environment that uv has made has no pip to ask.
+    printed = (
+        "global.extra-index-url='\\nhttp://127.0.0.1:1/two\\nhttp://127.0.0.1:1/three'\n"
+        "global.find-links='/wheels'\nglobal.index-url='http://127.0.0.1:1/one'\n"
+        ":env:.config-file='/somewhere/pip.conf'\n:env:.find-links='/a /b'\n"
+    )
+    monkeypatch.setattr(install, "run", lambda *command: subprocess.CompletedProcess(command, 0, printed, ""))
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
-    file = tmp_path / "pip.conf"
-    file.write_text(
-        "[global]\nindex-url = http://127.0.0.1:1/one\nextra-index-url =\n  http://127.0.0.1:1/two\n"
-        "  http://127.0.0.1:1/three\nfind-links = /wheels\n"
-    )
-    monkeypatch.setenv("PIP_CONFIG_FILE", str(file))
-    monkeypatch.setenv("PIP_FIND_LINKS", "/a /b")
     told = install.indexes(install.pip_options(sys.executable))
     assert told["UV_DEFAULT_INDEX"] == "http://127.0.0.1:1/one"
     assert told["UV_INDEX"] == "http://127.0.0.1:1/two http://127.0.0.1:1/three"

@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextvars import Context, ContextVar
-from inspect import isawaitable
+from inspect import CORO_CREATED, getcoroutinestate, isawaitable, iscoroutine
 from typing import Any, Protocol
 
 from runs_es.domain import LeaseLost, WriteConflict
@@ -54,7 +54,12 @@ class AgentTask(asyncio.Task[Any]):
         self.executing = executing
         self._is_root = is_root  # the one that executes the attempt
         self._is_shared = executing is None and SHARED.get()
+        self._inner: Any = None  # the agent's coroutine, when `coroutine` is the guard around it
         super().__init__(coroutine, **options)
+
+    def guards(self, inner: Any) -> None:
+        """Say which coroutine the task's own one awaits."""
+        self._inner = inner if iscoroutine(inner) else None
 
     def cancel(self, msg: Any | None = None) -> bool:
         canceller = EXECUTING.get()
@@ -64,7 +69,14 @@ class AgentTask(asyncio.Task[Any]):
             if self._is_root and self.executing is not None:
                 self.executing.interrupt()
                 canceller.fail(OtherRunsCancelled("the agent cancelled tasks of other runs"))
+        if self._inner is not None and getcoroutinestate(self._inner) == CORO_CREATED:
+            # Cancelled before its first step, the guard never awaits it, and Python would warn of that.
+            self.add_done_callback(self._close_inner)
         return super().cancel(msg)
+
+    def _close_inner(self, _: asyncio.Task[Any]) -> None:
+        if getcoroutinestate(self._inner) == CORO_CREATED:
+            self._inner.close()
 
 
 class OtherRunsCancelled(Exception):
@@ -119,11 +131,14 @@ def task_factory(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any
     """
     context: Context | None = options.get("context")
     executing = EXECUTING.get() if context is None else context.get(EXECUTING)
-    if executing is not None and isawaitable(coroutine):
-        named, coroutine = coroutine, guarded(coroutine)
-        coroutine.__name__ = getattr(named, "__name__", coroutine.__name__)
-        coroutine.__qualname__ = getattr(named, "__qualname__", coroutine.__qualname__)
-    return AgentTask(coroutine, executing=executing, loop=loop, **options)
+    if executing is None or not isawaitable(coroutine):
+        return AgentTask(coroutine, executing=executing, loop=loop, **options)
+    guard: Any = guarded(coroutine)
+    guard.__name__ = getattr(coroutine, "__name__", guard.__name__)
+    guard.__qualname__ = getattr(coroutine, "__qualname__", guard.__qualname__)
+    task = AgentTask(guard, executing=executing, loop=loop, **options)
+    task.guards(coroutine)
+    return task
 
 
 def executing_in(task: asyncio.Task[Any] | None) -> Executing | None:

@@ -8,6 +8,7 @@ import inspect
 import logging
 import sys
 import threading
+import warnings
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
@@ -334,6 +335,22 @@ def test_the_factory_passes_on_what_a_task_is_made_with(agents: Loop) -> None:
             assert eager.done()  # type: ignore[union-attr]
 
     agents.begin(body, Recorded()).result(10)
+
+
+def test_a_task_that_is_cancelled_before_its_first_step_leaves_nothing_unawaited(agents: Loop) -> None:
+    async def step() -> None: ...
+
+    async def body() -> list[bool]:
+        tasks = [asyncio.get_running_loop().create_task(step()) for _ in range(2)]
+        tasks[0].cancel()
+        await asyncio.wait(tasks)
+        gc.collect()
+        return [task.cancelled() for task in tasks]
+
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        assert agents.begin(body, Recorded()).result(30) == [True, False]
+    assert [str(each.message) for each in warned if each.category is RuntimeWarning] == []
 
 
 def test_closing_a_guarded_coroutine_closes_what_it_guards() -> None:
