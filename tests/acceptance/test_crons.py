@@ -177,7 +177,7 @@ async def test_crons_are_listed_in_pages_and_by_any_of_their_fields(client: Lang
     assert [cron["schedule"][:2] for cron in by_date] == ["10", "20", "30"]
     only = await client.crons.search(thread_id=thread["thread_id"], select=["cron_id", "schedule"], limit=1, offset=2)
     assert only == [{"cron_id": newest_first[2], "schedule": "30 3 1 * *"}]
-    async with httpx.AsyncClient(base_url=server.url) as http:
+    async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
         page = await http.post("/runs/crons/search", json={"thread_id": thread["thread_id"], "limit": 2})
         assert (page.headers["x-pagination-total"], page.headers["x-pagination-next"]) == ("3", "2")
         last = await http.post("/runs/crons/search", json={"thread_id": thread["thread_id"], "offset": 2})

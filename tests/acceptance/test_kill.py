@@ -98,12 +98,12 @@ def replay(url: str, location: str) -> Received:
 
 
 def sdk_location(url: str, thread_id: str) -> str:
-    (run,) = httpx.get(f"{url}/threads/{thread_id}/runs").json()
+    (run,) = httpx.get(f"{url}/threads/{thread_id}/runs", timeout=60).json()
     return f"/threads/{thread_id}/runs/{run['run_id']}/stream"
 
 
 def statuses(url: str, thread_id: str) -> list[str]:
-    return [run["status"] for run in httpx.get(f"{url}/threads/{thread_id}/runs").json()]
+    return [run["status"] for run in httpx.get(f"{url}/threads/{thread_id}/runs", timeout=60).json()]
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])

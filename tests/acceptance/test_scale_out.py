@@ -178,7 +178,7 @@ def test_a_priority_out_of_bounds_is_refused_naming_the_field(database_url: str)
     with Server(database_url, options=["--no-worker"]) as server:
         for priority in (101, -101, 1.5, "high", True):
             body = {"assistant_id": "agent", "if_not_exists": "create", "config": {"priority": priority}}
-            answer = httpx.post(f"{server.url}/threads/{uuid.uuid4()}/runs", json=body)
+            answer = httpx.post(f"{server.url}/threads/{uuid.uuid4()}/runs", json=body, timeout=60)
             assert answer.status_code == 422
             assert "priority" in answer.text
 

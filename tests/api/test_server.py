@@ -96,7 +96,7 @@ async def cancelled(store: Store, path: str) -> None:
 
 
 async def new_thread(server: Loopback) -> str:
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as client:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", timeout=60) as client:
         return str((await client.post("/threads", json={})).json()["thread_id"])
 
 
@@ -135,7 +135,7 @@ async def test_a_run_goes_on_when_its_creator_or_a_joiner_leaves(
 @pytest.mark.parametrize("place", ["stream", "join"])
 async def test_a_joiner_that_asks_for_it_cancels_by_leaving(server: Loopback, store: Store, place: str):
     thread = await new_thread(server)
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}") as client:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", timeout=60) as client:
         created = await client.post(f"/threads/{thread}/runs", json=held(uuid.uuid4().hex))
     path = created.headers["content-location"]
     async with request(server, "GET", f"{path}/{place}?cancel_on_disconnect=true") as joiner:
