@@ -35,8 +35,16 @@ def received(process: Any, results: Connection) -> Any:
     return answer
 
 
-@pytest.mark.parametrize(("threads", "facts"), [(1, 2_500), (16, 14_000), (2_000, 40_000)])
-@pytest.mark.timeout(200)
+# A shorter story in the default suite, the whole one in the long one.
+@pytest.mark.parametrize(
+    ("threads", "facts"),
+    [
+        (1, 1_200),
+        (16, 4_000),
+        (2_000, 8_000),
+        *(pytest.param(*size, marks=pytest.mark.faults) for size in [(1, 2_500), (16, 14_000), (2_000, 40_000)]),
+    ],
+)
 def test_four_processes_with_sixteen_writers_lose_nothing(database_url: str, threads: int, facts: int) -> None:
     names = [str(uuid.uuid4()) for _ in range(threads)]
     stop = spawn.Event()
