@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ".[embedded,langgraph]"
 # What each needs beside the package: groups of pyproject.toml.
 GROUPS = {"serve": [], "test": ["dev"], "bench": ["dev", "bench"], "browser": ["dev", "browser"]}
+IMPORTED = "typer.rich_utils, runs_api.cli, runs_api.cli_serve, runs_api.app, runs_es.execution.langgraph.executor"
 QUIET = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ROOT_USER_ACTION": "ignore"}
 # Options of pip, the variable by which uv knows each, and what stands between two values there.
 FOR_UV = {
@@ -37,6 +38,7 @@ def main(what, folder=".venv"):
             return
         print(f"Installing what `make {what}` needs into {folder} (once) ...", flush=True)
         install(venv, GROUPS[what])
+        compile_modules(venv / "bin" / "python", everything=bool(GROUPS[what]))
         for name, groups in GROUPS.items():
             if set(groups) <= set(GROUPS[what]):
                 (venv / f".{name}").touch()
@@ -68,6 +70,17 @@ def install(venv, groups):
     done = run(python, "-m", "pip", "install", "-qq", "--no-compile", *asked, cwd=ROOT, capture=False)
     if done.returncode:
         sys.exit("The installation failed; see above.")
+
+
+def compile_modules(python, everything):
+    """Compile what a server and its commands import, or `everything`: the tests start a hundred processes.
+
+    Without it each process compiles anew where PYTHONDONTWRITEBYTECODE is set, as in containers and CI.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    if everything:
+        run(python, "-m", "compileall", "-q", "-j", "0", python.parent.parent / "lib", env=environment)
+    run(python, "-c", f"import {IMPORTED}", env=environment, cwd=ROOT)
 
 
 def uv_for(venv):
