@@ -15,7 +15,6 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ".[embedded,langgraph]"
 # What each needs beside the package: groups of pyproject.toml.
 GROUPS = {"serve": [], "test": ["dev"], "bench": ["dev", "bench"], "browser": ["dev", "browser"]}
-IMPORTED = "typer.rich_utils, runs_api.cli, runs_api.cli_serve, runs_api.app, runs_es.execution.langgraph.executor"
 QUIET = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ROOT_USER_ACTION": "ignore"}
 # Options of pip, the variable by which uv knows each, and what stands between two values there.
 FOR_UV = {
@@ -73,14 +72,14 @@ def install(venv, groups):
 
 
 def compile_modules(python, everything):
-    """Compile what a server and its commands import, or `everything`: the tests start a hundred processes.
+    """Compile what the command line imports first, or `everything`: the tests start a hundred processes.
 
     Without it each process compiles anew where PYTHONDONTWRITEBYTECODE is set, as in containers and CI.
     """
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     if everything:
         run(python, "-m", "compileall", "-q", "-j", "0", python.parent.parent / "lib", env=environment)
-    run(python, "-c", f"import {IMPORTED}", env=environment, cwd=ROOT)
+    run(python, "-c", "import typer.rich_utils, runs_api.cli", env=environment, cwd=ROOT)
 
 
 def uv_for(venv):
