@@ -104,7 +104,7 @@ def bring_pip(python, newest):
 
 
 def pip_options(python):
-    """What pip is told by its files and by PIP_* variables, by option; an empty dict without pip."""
+    """Return what pip is told by its files and by PIP_* variables, by option; an empty dict without pip."""
     listed = run(sys.executable, "-m", "pip", "config", "list")
     if listed.returncode:
         listed = run(python, "-m", "pip", "config", "list")

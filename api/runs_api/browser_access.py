@@ -1,4 +1,4 @@
-"""What browsers may do here: pages of which origins may ask, and by which names this server may be called.
+"""The rules for browsers: pages of which origins may ask, and by which names this server may be called.
 
 A browser sends requests for any page that its user opens, also to servers that only this machine can reach. So a
 request of another origin is refused before anything else looks at it, whether or not it needs a preflight. A page whose
@@ -87,7 +87,7 @@ class BrowserRules:
         return self.takes_origin(f"{parts.scheme}://{parts.netloc}", hosts)
 
     def __str__(self) -> str:
-        """What is open to browsers, and by which setting that changes."""
+        """Say what is open to browsers, and which setting changes it."""
         if self.takes_any_origin:
             return "pages of any origin, by RUNS_ES_CORS_ORIGINS"
         pages = ", ".join(["pages of its own and of localhost", *self.origins])

@@ -1,4 +1,4 @@
-"""What can be expected to go wrong, in one sentence that says what to do."""
+"""Expected failures, in one sentence that says what to do."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class Edge:
         return await asyncio.wait_for(asked, PROBE_SECONDS)
 
     async def missing(self) -> list[str]:
-        """What keeps this server from appending and reading now, in words; within PROBE_SECONDS."""
+        """Say in words what keeps this server from appending and reading now; within PROBE_SECONDS."""
         try:
             return await self.ask(what_is_missing, self.store.log)
         except TimeoutError:
